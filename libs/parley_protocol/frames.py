@@ -1,0 +1,43 @@
+"""Frames as concatenated fields: pass stored bytes on without decoding them.
+
+Protobuf encodes a repeated message field as (tag, length, bytes) an element, wherever it stands. So one encoded Event, with its tag
+in ServerBatch in front, is stored or built once and joined into every frame that carries it.
+"""
+
+_LENGTH_DELIMITED = 2
+
+
+def _prefix(field_number: int) -> bytes:
+    return bytes([field_number << 3 | _LENGTH_DELIMITED])  # one byte: all our numbers are below 16
+
+
+OUTCOME_TAG = _prefix(1)
+EVENT_TAG = _prefix(2)
+RECEIPT_TAG = _prefix(3)
+INBOX_CHANGE_TAG = _prefix(4)
+HEARTBEAT_FIELD = _prefix(7) + b"\x00"
+_BATCH_TAG = _prefix(2)  # ConnectResponse.batch
+
+
+def varint(number: int) -> bytes:
+    """Encode a number >= 0 as protobuf does."""
+    if number < 0x80:
+        return bytes((number,))
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def field(tag: bytes, message: bytes) -> bytes:
+    """Return an encoded message as an element of a repeated field."""
+    return tag + varint(len(message)) + message
+
+
+def server_batch_frame(fields: bytes) -> bytes:
+    """Wrap encoded fields of a ServerBatch into an encoded ConnectResponse."""
+    return _BATCH_TAG + varint(len(fields)) + fields
