@@ -1,0 +1,89 @@
+"""Where the server is and who one is: the options that every client command shares."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from parley_cli.data_dir import default_data_dir
+
+DEFAULT_ADDRESS = "127.0.0.1:7400"  # outside the range from which Linux draws ports for outgoing connections
+# What a person at a terminal uses; a second terminal of the same user names another.
+DEFAULT_DEVICE = "cli"
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How to reach a server, and how to get a token for it."""
+
+    server: str
+    data_dir: Path
+    token: str | None
+    tls: bool
+    tls_ca: Path | None
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> "Connection":
+        """Take the shared options out of a command's parameters."""
+        return cls(
+            server=options.pop("server"),
+            data_dir=options.pop("data_dir"),
+            token=options.pop("token"),
+            tls=options.pop("tls"),
+            tls_ca=options.pop("tls_ca"),
+        )
+
+
+def data_option(command: _Command) -> _Command:
+    """Add --data."""
+    return click.option(
+        "--data",
+        "data_dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=lambda: default_data_dir(os.environ),
+        show_default="$PARLEY_DATA_DIR, else parley in the user's data folder",
+        metavar="DIR",
+        help="The data folder of `parley up`, where the key lies.",
+    )(command)
+
+
+def connection_options(command: _Command) -> _Command:
+    """Add --server, --data, --token, --tls and --tls-ca."""
+    for option in (
+        click.option(
+            "--tls-ca",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Speak TLS and trust this CA certificate (PEM).",
+        ),
+        click.option("--tls", is_flag=True, help="Speak TLS and trust the system's CA certificates."),
+        click.option(
+            "--token",
+            envvar="PARLEY_TOKEN",
+            show_envvar=True,
+            metavar="JWT",
+            help="The token to show; without it one is made with the key in the data folder.",
+        ),
+        data_option,
+        click.option(
+            "--server",
+            envvar="PARLEY_SERVER",
+            show_envvar=True,
+            default=DEFAULT_ADDRESS,
+            show_default=True,
+            metavar="A:P",
+            help="The server's address.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def device_option(command: _Command) -> _Command:
+    """Add --device."""
+    return click.option("--device", default=DEFAULT_DEVICE, show_default=True, metavar="ID", help="The device to be.")(command)
