@@ -36,9 +36,13 @@ class StoreServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> StoreServiceAsyncStub: ...
     Sync: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.SyncRequest, _store_service_pb2.SyncResponse]
+    """The user's conversations whose buckets differ from the digests given."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.ListEventsRequest, _store_service_pb2.ListEventsResponse]
+    """A page of a timeline, cut to what the user may see."""
     GetConversation: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.GetConversationRequest, _store_service_pb2.GetConversationResponse]
+    """One conversation as the user sees it."""
     ListMembers: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.ListMembersRequest, _store_service_pb2.ListMembersResponse]
+    """The members of a conversation, for one who may see them."""
     ListRecipients: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.ListRecipientsRequest, _store_service_pb2.ListRecipientsResponse]
     """For routers: everybody who is or was a member."""
 
@@ -50,9 +54,13 @@ class StoreServiceAsyncStub(StoreServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Sync: _aio.UnaryUnaryMultiCallable[_store_service_pb2.SyncRequest, _store_service_pb2.SyncResponse]  # type: ignore[assignment]
+    """The user's conversations whose buckets differ from the digests given."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListEventsRequest, _store_service_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """A page of a timeline, cut to what the user may see."""
     GetConversation: _aio.UnaryUnaryMultiCallable[_store_service_pb2.GetConversationRequest, _store_service_pb2.GetConversationResponse]  # type: ignore[assignment]
+    """One conversation as the user sees it."""
     ListMembers: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListMembersRequest, _store_service_pb2.ListMembersResponse]  # type: ignore[assignment]
+    """The members of a conversation, for one who may see them."""
     ListRecipients: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListRecipientsRequest, _store_service_pb2.ListRecipientsResponse]  # type: ignore[assignment]
     """For routers: everybody who is or was a member."""
 
@@ -66,28 +74,32 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _store_service_pb2.SyncRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_store_service_pb2.SyncResponse, _abc.Awaitable[_store_service_pb2.SyncResponse]]: ...
+    ) -> _typing.Union[_store_service_pb2.SyncResponse, _abc.Awaitable[_store_service_pb2.SyncResponse]]:
+        """The user's conversations whose buckets differ from the digests given."""
 
     @_abc_1.abstractmethod
     def ListEvents(
         self,
         request: _store_service_pb2.ListEventsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_store_service_pb2.ListEventsResponse, _abc.Awaitable[_store_service_pb2.ListEventsResponse]]: ...
+    ) -> _typing.Union[_store_service_pb2.ListEventsResponse, _abc.Awaitable[_store_service_pb2.ListEventsResponse]]:
+        """A page of a timeline, cut to what the user may see."""
 
     @_abc_1.abstractmethod
     def GetConversation(
         self,
         request: _store_service_pb2.GetConversationRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_store_service_pb2.GetConversationResponse, _abc.Awaitable[_store_service_pb2.GetConversationResponse]]: ...
+    ) -> _typing.Union[_store_service_pb2.GetConversationResponse, _abc.Awaitable[_store_service_pb2.GetConversationResponse]]:
+        """One conversation as the user sees it."""
 
     @_abc_1.abstractmethod
     def ListMembers(
         self,
         request: _store_service_pb2.ListMembersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_store_service_pb2.ListMembersResponse, _abc.Awaitable[_store_service_pb2.ListMembersResponse]]: ...
+    ) -> _typing.Union[_store_service_pb2.ListMembersResponse, _abc.Awaitable[_store_service_pb2.ListMembersResponse]]:
+        """The members of a conversation, for one who may see them."""
 
     @_abc_1.abstractmethod
     def ListRecipients(
