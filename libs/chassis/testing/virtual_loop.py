@@ -202,10 +202,7 @@ def run_virtual(main: Callable[[Random], Awaitable[T]], seed: int = 0, limit_sec
 
 
 def _make_task(
-    loop: asyncio.AbstractEventLoop,
-    coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
-    *,
-    context: Context | None = None,
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any], *, context: Context | None = None
 ) -> VirtualTask:
     assert isinstance(loop, VirtualLoop)
     return VirtualTask(coro, loop=loop, context=context)

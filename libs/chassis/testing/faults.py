@@ -1,0 +1,188 @@
+"""Seeded faults: what goes wrong, when, and how often it did.
+
+Every place that can fail draws from a stream of its own, so that turning one kind of fault off leaves the draws of the others as
+they were: what shrinks a failing run.
+"""
+
+import asyncio
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Mapping
+from contextvars import Context
+from random import Random
+from typing import Any, Final
+
+WRITE_FAILS: Final = "write fails"  # any subset of its groups is applied
+WRITE_LATE: Final = "write applied late"  # a group of a failed write, after the error came back
+WRITE_LOST: Final = "write dropped"  # a group of a failed write
+WRITE_SPLIT: Final = "write in pieces"  # succeeds, its groups seen one after the other
+READ_FAILS: Final = "read fails"
+READ_SPLIT: Final = "read in pieces"  # its partitions are read at different moments
+APPEND_FAILS: Final = "append unknown"  # any prefix is in the log
+APPEND_LATE: Final = "append late"  # the rest of a failed append, after the error came back
+POLL_FAILS: Final = "poll fails"
+REWIND: Final = "partition regained"  # a consumer gets everything since the last commit again
+COMMIT_LAGS: Final = "commit lags"  # what is done is not committed yet: a crash hands it out again
+SLOW: Final = "slow"  # an operation takes up to two seconds
+OUTAGE: Final = "engine away"  # every operation on it fails for a while
+PAUSE: Final = "process paused"  # goes on minutes later, unaware: a zombie
+CRASH: Final = "process crashed"
+WALL_JUMP: Final = "wall clock jumped"
+CUT: Final = "link cut"
+
+# Chances a draw. High enough that a run of some hundred operations meets most kinds, low enough that it gets anywhere.
+RATES: Final[Mapping[str, float]] = {
+    WRITE_FAILS: 0.06,
+    WRITE_LATE: 0.4,  # of the groups of failed writes
+    WRITE_LOST: 0.5,  # of those that are not late
+    WRITE_SPLIT: 0.1,
+    READ_FAILS: 0.02,
+    READ_SPLIT: 0.1,
+    APPEND_FAILS: 0.05,
+    APPEND_LATE: 0.5,  # of failed appends
+    POLL_FAILS: 0.02,
+    REWIND: 0.03,
+    COMMIT_LAGS: 0.7,  # of finished batches
+    SLOW: 0.03,
+    OUTAGE: 0.002,
+    PAUSE: 0.003,
+    CRASH: 0.01,
+    WALL_JUMP: 0.3,  # of the occasions that a workload gives
+    CUT: 0.3,  # likewise
+}
+
+LATE_SECONDS_MAX = 60.0  # longer than a restart takes: late writes meet the next worker
+OUTAGE_SECONDS_MAX = 20.0
+PAUSE_SECONDS_MAX = 300.0  # longer than anybody waits for a paused process
+TAIL_LINES = 200  # of the trace, shown when a run fails
+
+
+class Trace:
+    """What happened, in order: a running hash to compare runs by, and the last lines (or all) to read."""
+
+    def __init__(self, keep_all: bool = False) -> None:
+        self._hash = hashlib.sha256()
+        self.lines: deque[str] = deque(maxlen=None if keep_all else TAIL_LINES)
+
+    def note(self, who: str, what: str) -> None:
+        """Add a line. It must not name what differs between equal runs: addresses, real times, global counters."""
+        line = f"{asyncio.get_running_loop().time():.6f} {who}: {what}"
+        self._hash.update(line.encode())
+        self.lines.append(line)
+
+    def digest(self) -> str:
+        """Return the hash of all lines so far."""
+        return self._hash.hexdigest()
+
+
+class Faults:
+    """One run's faults. `heal()` ends them: from then on everything works, only what is late still comes."""
+
+    def __init__(self, seed: int, trace: Trace, rates: Mapping[str, float] = RATES) -> None:
+        self._seed = seed
+        self.trace = trace
+        self.rates = dict(rates)
+        self.healed = False
+        self.counts: Counter[str] = Counter()
+
+    def heal(self) -> None:
+        """Let nothing new go wrong."""
+        self.healed = True
+
+    def stream(self, site: str) -> "FaultStream":
+        """Return the draws of one place: equal for equal (seed, site), whatever is drawn elsewhere."""
+        return FaultStream(self, site, Random(f"{self._seed}/{site}"))
+
+
+class FaultStream:
+    """The draws of one place."""
+
+    def __init__(self, faults: Faults, site: str, rng: Random) -> None:
+        self._faults = faults
+        self.site = site
+        self.rng = rng
+
+    def happens(self, kind: str) -> bool:
+        """Draw whether a fault of this kind strikes now; count it if so."""
+        faults = self._faults
+        strikes = self.rng.random() < faults.rates.get(kind, 0.0)
+        if not strikes or faults.healed:
+            return False
+        faults.counts[kind] += 1
+        faults.trace.note(self.site, kind)
+        return True
+
+    def note(self, what: str) -> None:
+        """Add a line to the trace."""
+        self._faults.trace.note(self.site, what)
+
+    async def latency(self) -> None:
+        """Take a moment: mostly none, often some milliseconds, at times seconds."""
+        if self.happens(SLOW):
+            await asyncio.sleep(self.rng.uniform(0.1, 2.0))
+        elif self.rng.random() < 0.3:
+            await asyncio.sleep(self.rng.uniform(0.0, 0.02))
+        else:
+            await asyncio.sleep(0)
+
+
+class Engine:
+    """One engine (a database, a log) as clients meet it: what was asked for goes on when the asker is gone; it can be away."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.away_until = 0.0
+        self._in_flight: dict[asyncio.Task[Any], None] = {}
+
+    def spawn(self, operation: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run what is on its way already: it belongs to no process, and no crash takes it back."""
+        task = asyncio.get_running_loop().create_task(operation, context=Context())
+        self._in_flight[task] = None
+        task.add_done_callback(self._in_flight.pop)
+        return task
+
+    def is_away(self, stream: FaultStream) -> bool:
+        """Tell whether the engine is away now; it may go away with this question."""
+        now = asyncio.get_running_loop().time()
+        if now >= self.away_until and stream.happens(OUTAGE):
+            self.away_until = now + stream.rng.uniform(0.1, OUTAGE_SECONDS_MAX)
+        return now < self.away_until
+
+    async def settle(self) -> None:
+        """Wait until nothing is on its way any more."""
+        while self._in_flight:
+            await asyncio.wait(list(self._in_flight))
+
+
+class Life:
+    """One incarnation of a process, as its ports see it. Between any two steps it may be paused, or die; the dead do nothing."""
+
+    def __init__(self, name: str, stream: FaultStream, on_death: Callable[["Life"], None], crash_at_step: int = 0) -> None:
+        self.name = name
+        self.alive = True
+        self.steps = 0
+        self._stream = stream
+        self._on_death = on_death
+        self._crash_at_step = crash_at_step  # 0: by chance only
+
+    async def step(self, where: str) -> None:
+        """Pass a point between two steps of the process."""
+        self.require_alive()
+        self.steps += 1
+        if self.steps == self._crash_at_step or self._stream.happens(CRASH):
+            self.die(where)
+        elif self._stream.happens(PAUSE):
+            await asyncio.sleep(self._stream.rng.uniform(1.0, PAUSE_SECONDS_MAX))
+        self.require_alive()
+
+    def die(self, where: str) -> None:
+        """End this incarnation here and now: `on_death` cancels its tasks."""
+        if self.alive:
+            self.alive = False
+            self._stream.note(f"dies at {where}")
+            self._on_death(self)
+
+    def require_alive(self) -> None:
+        """Stop a dead process's code, its clean-up included, from touching anything."""
+        if not self.alive:
+            raise asyncio.CancelledError(f"{self.name} is dead")

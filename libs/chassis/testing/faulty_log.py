@@ -1,0 +1,205 @@
+"""An EventLog as bad as the port allows: the real implementation behind a bad network, for one process."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogUnavailableError
+from chassis.testing.faults import (
+    APPEND_FAILS,
+    APPEND_LATE,
+    COMMIT_LAGS,
+    LATE_SECONDS_MAX,
+    POLL_FAILS,
+    REWIND,
+    Engine,
+    FaultStream,
+    Life,
+)
+
+GroupPartition = tuple[str, str, int]  # topic, group, partition
+
+
+class LogEngine(Engine):
+    """A log as its consumers' groups meet it: it remembers what was done but not committed, for all processes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.uncommitted: defaultdict[GroupPartition, dict[int, LogRecord]] = defaultdict(dict)
+
+    def commit(self, where: GroupPartition, offset: int) -> None:
+        """Let the group's offset pass `offset`."""
+        records = self.uncommitted[where]
+        for done in [done for done in records if done <= offset]:
+            del records[done]
+
+
+class FaultyLog:
+    """Passes on to an EventLog, with every fault that its contract leaves open.
+
+    An append that fails leaves any prefix in the log, and may add the rest much later; one whose caller is cancelled goes on.
+    Commits lag: after a crash, or a partition that is lost and regained, everything since the last commit comes again, cut into
+    batches differently. What is kept: order within a partition, and the order of one caller's overlapping appends.
+    """
+
+    def __init__(self, inner: EventLog, engine: LogEngine, stream: FaultStream, life: Life) -> None:
+        self._inner = inner
+        self._engine = engine
+        self._stream = stream
+        self._life = life
+        self._order: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def epoch(self) -> int:
+        return self._inner.epoch
+
+    async def partition_count(self, topic: str) -> int:
+        return await self._inner.partition_count(topic)
+
+    async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:
+        await self._life.step(f"before append to {topic}")
+        await asyncio.shield(self._engine.spawn(self._append(topic, partition, list(entries))))
+        await self._life.step(f"after append to {topic}")
+
+    async def _append(self, topic: str, partition: int, entries: list[LogEntry]) -> None:
+        stream = self._stream
+        async with self._order[topic, partition]:  # asyncio's locks are fair: overlapping appends keep their order
+            await stream.latency()
+            if self._engine.is_away(stream):
+                raise LogUnavailableError("the engine is away")
+            if not stream.happens(APPEND_FAILS):
+                await self._inner.append(topic, partition, entries)
+                stream.note(f"appended {len(entries)} to {topic}")
+                await stream.latency()
+                return
+            taken = stream.rng.randint(0, len(entries))
+            if taken:
+                await self._inner.append(topic, partition, entries[:taken])
+            rest = entries[taken:]
+            if rest and stream.happens(APPEND_LATE):
+                self._engine.spawn(self._append_late(topic, partition, rest[: stream.rng.randint(1, len(rest))]))
+            raise LogUnavailableError("some of it may be in the log")
+
+    async def _append_late(self, topic: str, partition: int, entries: list[LogEntry]) -> None:
+        await asyncio.sleep(self._stream.rng.uniform(0.0, LATE_SECONDS_MAX))
+        await self._inner.append(topic, partition, entries)
+        self._stream.note(f"appended {len(entries)} to {topic} late")
+
+    @asynccontextmanager
+    async def open_consumer(self, topic: str, group: str) -> AsyncIterator[LogConsumer]:
+        async with self._inner.open_consumer(topic, group) as inner:
+            consumer = FaultyConsumer(inner, topic, group, self._engine, self._stream, self._life)
+            consumer.rewind(range(await self._inner.partition_count(topic)))
+            try:
+                yield consumer
+            finally:
+                await consumer.close()
+
+
+class FaultyConsumer:
+    """A group's member that now and then gets everything since the last commit again."""
+
+    def __init__(self, inner: LogConsumer, topic: str, group: str, engine: LogEngine, stream: FaultStream, life: Life) -> None:
+        self._inner = inner
+        self._topic = topic
+        self._group = group
+        self._engine = engine
+        self._stream = stream
+        self._life = life
+        self._polling: asyncio.Future[LogBatch] | None = None
+        self._released = asyncio.Event()
+        self._held: dict[int, bool] = {}  # partition -> whether its batch is the inner consumer's
+        self._again: dict[int, list[LogRecord]] = {}  # to hand out before what the inner consumer has
+        self._waiting: dict[int, LogBatch] = {}  # polled from the inner consumer, its partition was held or behind
+
+    def rewind(self, partitions: Sequence[int]) -> None:
+        """Start at the committed offset again."""
+        for partition in partitions:
+            records = self._engine.uncommitted[self._topic, self._group, partition]
+            if records:
+                self._again[partition] = [records[offset] for offset in sorted(records)]
+
+    async def poll(self, max_records: int) -> LogBatch:
+        stream = self._stream
+        await self._life.step("before poll")
+        await stream.latency()
+        if self._engine.is_away(stream) or stream.happens(POLL_FAILS):
+            raise LogUnavailableError("the poll failed")
+        partition_count = await self._partitions_seen()
+        if stream.happens(REWIND):
+            self.rewind([partition for partition in range(partition_count) if partition not in self._held])
+        size = stream.rng.randint(1, max_records) if stream.rng.random() < 0.5 else max_records
+        while (batch := self._take(size)) is None:
+            await self._fill(size)
+        stream.note(f"polled {self._topic}/{batch.partition} {[record.offset for record in batch.records]}")
+        try:
+            await self._life.step("after poll")
+        except asyncio.CancelledError:
+            if self._life.alive:
+                self.retry(batch)  # cancelling a poll consumes nothing
+            raise
+        return batch
+
+    async def _partitions_seen(self) -> int:
+        return 1 + max((partition for topic, _group, partition in self._engine.uncommitted if topic == self._topic), default=0)
+
+    def _take(self, size: int) -> LogBatch | None:
+        for partition, records in self._again.items():
+            if partition not in self._held:
+                batch, rest = LogBatch(partition, records[:size]), records[size:]
+                if rest:
+                    self._again[partition] = rest
+                else:
+                    del self._again[partition]
+                self._held[partition] = False
+                return batch
+        for partition, batch in self._waiting.items():
+            if partition not in self._held:
+                del self._waiting[partition]
+                self._held[partition] = True
+                return batch
+        return None
+
+    async def _fill(self, size: int) -> None:
+        """Wait for a batch of the inner consumer, or for a partition to be released."""
+        self._released.clear()
+        if self._polling is None:
+            self._polling = asyncio.ensure_future(self._inner.poll(size))
+        released = asyncio.ensure_future(self._released.wait())
+        try:
+            await asyncio.wait((self._polling, released), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            released.cancel()
+        if self._polling.done():
+            polling, self._polling = self._polling, None
+            batch = polling.result()
+            self._waiting[batch.partition] = batch
+
+    def done(self, batch: LogBatch) -> None:
+        self._life.require_alive()
+        where = self._topic, self._group, batch.partition
+        self._engine.uncommitted[where].update({record.offset: record for record in batch.records})
+        if not self._stream.happens(COMMIT_LAGS):
+            self._engine.commit(where, batch.records[-1].offset)
+        if self._held.pop(batch.partition):
+            self._inner.done(batch)
+        self._released.set()
+
+    def retry(self, batch: LogBatch) -> None:
+        self._life.require_alive()
+        if self._held.pop(batch.partition):
+            self._inner.retry(batch)
+        else:
+            self._again[batch.partition] = [*batch.records, *self._again.get(batch.partition, [])]
+        self._released.set()
+
+    async def close(self) -> None:
+        """Leave: commits what is done, unless the process died."""
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.gather(self._polling, return_exceptions=True)  # nobody will take the batch, or the error
+        if self._life.alive:
+            for where, records in self._engine.uncommitted.items():
+                if where[:2] == (self._topic, self._group) and records:
+                    self._engine.commit(where, max(records))

@@ -1,0 +1,120 @@
+"""A Timeline as bad as the port allows: the real implementation behind a bad network, for one process."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from chassis.testing.faults import (
+    LATE_SECONDS_MAX,
+    READ_FAILS,
+    READ_SPLIT,
+    WRITE_FAILS,
+    WRITE_LATE,
+    WRITE_LOST,
+    WRITE_SPLIT,
+    Engine,
+    FaultStream,
+    Life,
+)
+from chassis.timeline import Cell, Point, Row, Timeline, TimelineUnavailableError
+
+
+class FaultyTimeline:
+    """Passes on to a Timeline, with every fault that its contract leaves open.
+
+    A write that fails applies any subset of its (table, partition) groups, in any order, some of them long after the error. One
+    whose caller is cancelled goes on. Groups of one write, and partitions of one read, may be seen at different moments. What is
+    kept: a group is atomic, and a read sees every write that returned before it began.
+    """
+
+    def __init__(self, inner: Timeline, engine: Engine, stream: FaultStream, life: Life) -> None:
+        self._inner = inner
+        self._engine = engine
+        self._stream = stream
+        self._life = life
+
+    async def write(self, rows: Sequence[Row]) -> None:
+        await self._life.step("before write")
+        await asyncio.shield(self._engine.spawn(self._write(rows)))
+        await self._life.step("after write")
+
+    async def _write(self, rows: Sequence[Row]) -> None:
+        stream = self._stream
+        await stream.latency()
+        if self._engine.is_away(stream):
+            raise TimelineUnavailableError("the engine is away")
+        if not stream.happens(WRITE_FAILS):
+            await self._write_all(rows)
+            return
+        now: list[list[Row]] = []
+        for group in self._groups(rows):
+            if stream.happens(WRITE_LATE):
+                self._engine.spawn(self._write_late(group))
+            elif not stream.happens(WRITE_LOST):
+                now.append(group)
+        for group in now:
+            await self._inner.write(group)
+            await stream.latency()
+        raise TimelineUnavailableError("some of it may be written")
+
+    async def _write_all(self, rows: Sequence[Row]) -> None:
+        pieces = self._groups(rows) if self._stream.happens(WRITE_SPLIT) else [rows]
+        for piece in pieces:
+            await self._inner.write(piece)
+            await self._stream.latency()
+        self._stream.note(f"wrote {len(rows)} rows in {len(pieces)} pieces")
+
+    async def _write_late(self, group: list[Row]) -> None:
+        await asyncio.sleep(self._stream.rng.uniform(0.0, LATE_SECONDS_MAX))
+        await self._inner.write(group)
+        self._stream.note(f"wrote {len(group)} rows late")
+
+    def _groups(self, rows: Sequence[Row]) -> list[list[Row]]:
+        groups: dict[tuple[str, str], list[Row]] = {}
+        for row in rows:
+            groups.setdefault((row.table, row.partition), []).append(row)
+        shuffled = list(groups.values())
+        self._stream.rng.shuffle(shuffled)
+        return shuffled
+
+    async def read_points(self, points: Sequence[Point]) -> Mapping[Point, bytes]:
+        await self._before_read()
+        if not self._stream.happens(READ_SPLIT):
+            found = await self._inner.read_points(points)
+        else:
+            found = {}
+            for point in points:
+                found = {**found, **await self._inner.read_points([point])}
+                await self._stream.latency()
+        await self._after_read(len(found))
+        return found
+
+    async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
+        await self._before_read()
+        if not self._stream.happens(READ_SPLIT):
+            found = await self._inner.read_partitions(table, partitions, limit)
+        else:
+            found = {}
+            for partition in partitions:
+                found = {**found, **await self._inner.read_partitions(table, [partition], limit)}
+                await self._stream.latency()
+        await self._after_read(len(found))
+        return found
+
+    async def read_range(
+        self, table: str, partition: str, first_key: bytes, last_key: bytes, limit: int, *, descending: bool = False
+    ) -> Sequence[Cell]:
+        await self._before_read()
+        found = await self._inner.read_range(table, partition, first_key, last_key, limit, descending=descending)
+        await self._after_read(len(found))
+        return found
+
+    async def _before_read(self) -> None:
+        await self._life.step("before read")
+        await self._stream.latency()
+        if self._engine.is_away(self._stream) or self._stream.happens(READ_FAILS):
+            raise TimelineUnavailableError("the read failed")
+
+    async def _after_read(self, count: int) -> None:
+        await self._stream.latency()
+        self._stream.note(f"read {count}")
+        await self._life.step("after read")
