@@ -30,17 +30,14 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="\b\nTry it in three terminals:\n  parley up\n  parley chat alice --with bob\n  parley chat bob --with alice",
+)
 @click.version_option(package_name="parley")
 def main() -> None:
-    r"""Parley: a Messenger back end that a team runs itself.
-
-    \b
-    Try it in three terminals:
-      parley up
-      parley chat alice --with bob
-      parley chat bob --with alice
-    """
+    """Parley: a Messenger back end that a team runs itself."""
 
 
 if __name__ == "__main__":

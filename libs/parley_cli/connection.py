@@ -1,6 +1,7 @@
 """Where the server is and who one is: the options that every client command shares."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any, TypeVar
 import click
 
 from parley_cli.data_dir import default_data_dir
+from parley_cli.failures import SetupError
+from parley_protocol.ids import is_app_id
+from services.gateway.keys import KEY_FILE_NAME, KeyFileError, load_or_create_key, mint_token
 
 DEFAULT_ADDRESS = "127.0.0.1:7400"  # outside the range from which Linux draws ports for outgoing connections
 # What a person at a terminal uses; a second terminal of the same user names another.
 DEFAULT_DEVICE = "cli"
+_TOKEN_SECONDS = 3600.0  # a token that a command makes for itself; it makes another when it connects again
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -26,6 +31,10 @@ class Connection:
     token: str | None
     tls: bool
     tls_ca: Path | None
+
+    def token_for(self, user: str, device: str) -> str:
+        """Return the token that was passed, else one made now with the key in the data folder. Raises SetupError."""
+        return self.token or local_token(self.data_dir, user, device)
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> "Connection":
@@ -86,4 +95,36 @@ def connection_options(command: _Command) -> _Command:
 
 def device_option(command: _Command) -> _Command:
     """Add --device."""
-    return click.option("--device", default=DEFAULT_DEVICE, show_default=True, metavar="ID", help="The device to be.")(command)
+    return click.option(
+        "--device", default=DEFAULT_DEVICE, show_default=True, metavar="ID", type=user_id, help="The device to be."
+    )(command)
+
+
+def examples(*commands: str) -> str:
+    """Return a command's epilog: examples, each on its own line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+
+
+def user_id(text: str) -> str:
+    """Check a user or device id, as a click type."""
+    if not is_app_id(text):
+        raise click.BadParameter(f"{text!r} can't be an id: 1 to 128 printable ASCII characters without spaces")
+    return text
+
+
+def local_token(data_dir: Path, user: str, device: str, ttl_seconds: float = _TOKEN_SECONDS) -> str:
+    """Sign a token with the key in the data folder. Raises SetupError where there is none, or none that may be used."""
+    path = data_dir / KEY_FILE_NAME
+    try:
+        if not path.exists():  # a key made here would be one that no server trusts
+            raise SetupError(
+                f"no key in {data_dir}: run `parley up` first, name its folder (--data), or pass a token (--token, PARLEY_TOKEN)."
+            )
+        key = load_or_create_key(path)
+    except KeyFileError as error:
+        raise SetupError(f"{error}.") from error
+    except OSError as error:
+        raise SetupError(
+            f"can't read the key in {data_dir}: {error.strerror}. Pass a token (--token or PARLEY_TOKEN)."
+        ) from error
+    return mint_token(key, user, device, ttl_seconds, time.time())

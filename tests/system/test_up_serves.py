@@ -1,0 +1,121 @@
+"""`parley up` from its first line to its last, as a user runs it."""
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from parley_process import Parley, Server, run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def test_it_says_ready_with_its_address_and_how_to_chat(data: Path) -> None:
+    begin = time.monotonic()
+    with Server(data) as server:
+        ready_seconds = time.monotonic() - begin
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=5):
+            pass
+        server.expect(rf"parley chat alice --with bob .*--server {re.escape(server.address)}")
+        server.expect(r"parley chat bob --with alice ")
+        server.signal(signal.SIGTERM)
+        assert server.wait(5) == 0
+        assert server.stdout.rest().count("ready") == 1
+    assert ready_seconds < 10, "3 s on an idle machine; this one may be busy"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_drains_it_within_five_seconds(data: Path, stop: signal.Signals) -> None:
+    with (
+        Server(data) as server,
+        Parley("chat", "alice", "--server", server.address, "--data", str(data), home=data.parent) as chat,
+    ):
+        chat.expect("connected")
+        server.signal(stop)
+        assert server.wait(5) == 0
+        chat.expect("reconnecting")
+
+
+def test_history_is_there_after_a_restart_and_after_sigkill(data: Path) -> None:
+    for round_number in range(1, 4):
+        with Server(data) as server:
+            options = ["--server", server.address, "--data", str(data)]
+            code, out, err = run("send", "--as", "alice", "--to", "bob", f"round {round_number}", *options, home=data.parent)
+            assert (code, err) == (0, "")
+            assert f"#{round_number} " in out
+            code, out, err = run("history", "--as", "bob", "--with", "alice", *options, home=data.parent)
+            assert (code, err) == (0, "")
+            assert re.findall(r"round \d", out) == [f"round {number}" for number in range(1, round_number + 1)]
+            if round_number == 2:
+                server.kill()
+            else:
+                server.signal(signal.SIGINT)
+                assert server.wait(5) == 0
+
+
+def test_a_second_server_on_the_same_data_is_refused(data: Path) -> None:
+    with Server(data) as server:
+        code, out, err = run("up", "--listen", "127.0.0.1:0", "--data", str(data), home=data.parent)
+        assert code == 2
+        assert out == ""
+        assert re.fullmatch(rf"Error: data folder .* is in use by another parley server \(process {server.pid}\)\..*\n", err)
+
+
+def test_an_address_in_use_is_one_clear_line(data: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, out, err = run("up", "--listen", address, "--data", str(data), home=data.parent)
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert address in err
+    assert err.count("\n") == 1
+
+
+def test_two_servers_never_share_a_port(data: Path) -> None:
+    with Server(data) as server:
+        other = data.parent / "other"
+        code, out, err = run("up", "--listen", server.address, "--data", str(other), home=data.parent)
+        assert (code, out) == (2, "")
+        assert server.address in err
+
+
+def test_a_data_folder_that_can_not_be_used_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    code, out, err = run("up", "--listen", "127.0.0.1:0", "--data", str(tmp_path / "file"), home=tmp_path)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"Error: can't use data folder .*file: .*\n", err)
+
+
+def test_all_bad_settings_are_named_at_once(data: Path) -> None:
+    environment = {"PARLEY_LOG_LEVEL": "loud", "PARLEY_LOG_JSON": "perhaps", "PARLEY_METRICS": "nowhere"}
+    code, out, err = run("up", "--listen", "127.0.0.1:0", "--data", str(data), home=data.parent, env=environment)
+    assert (code, out) == (2, "")
+    for key in environment:
+        assert key in err
+    assert "Traceback" not in err
+
+
+def test_metrics_are_served_where_asked(data: Path) -> None:
+    with Server(data, "--metrics", "127.0.0.1:0") as server:
+        address = server.expect(r"metrics on http://(\S+)/metrics")[1]
+        with urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            assert b"parley_" in answer.read()
+
+
+def test_a_second_signal_ends_it_at_once(data: Path) -> None:
+    with Server(data) as server:
+        os.kill(server.pid, signal.SIGSTOP)  # both signals are pending when it goes on: no race with a quick drain
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGTERM)
+        os.kill(server.pid, signal.SIGCONT)
+        assert server.wait(5) in {0, 130, 143, -signal.SIGINT, -signal.SIGTERM}

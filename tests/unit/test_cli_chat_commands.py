@@ -1,0 +1,69 @@
+"""What a typed line means."""
+
+import pytest
+
+from parley_cli.chat_commands import (
+    Conversations,
+    GroupAdd,
+    GroupCreate,
+    GroupLeave,
+    Help,
+    History,
+    Line,
+    NotUnderstoodError,
+    Quit,
+    Say,
+    To,
+    Who,
+    is_group_id,
+    parse_line,
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "meaning"),
+    [
+        ("hello", Say("hello")),
+        (" /quoted", Say(" /quoted")),
+        ("//etc/hosts", Say("/etc/hosts")),
+        ("", None),
+        ("   ", None),
+        ("/to bob", To("bob")),
+        ("/to 'the team'", To("the team")),
+        ("/history", History(20)),
+        ("/history 5", History(5)),
+        ("/who", Who()),
+        ("/list", Conversations()),
+        ("/group create 'the team' bob carol", GroupCreate("the team", ("bob", "carol"))),
+        ("/group add bob", GroupAdd(("bob",))),
+        ("/group leave", GroupLeave()),
+        ("/help", Help()),
+        ("/quit", Quit()),
+    ],
+)
+def test_a_line_means_what_it_says(line: str, meaning: Line | None) -> None:
+    assert parse_line(line) == meaning
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/nonsense", "no command /nonsense"),
+        ("/", "no command /"),
+        ("/to", "usage: /to"),
+        ("/history none", "usage: /history"),
+        ("/history 0", "usage: /history"),
+        ("/group create alone", "usage: /group create"),
+        ("/group add 'two words'", "can't be a user id"),
+        ("/to 'bob", "close the quotes"),
+    ],
+)
+def test_what_is_not_understood_is_explained_and_never_sent(line: str, says: str) -> None:
+    with pytest.raises(NotUnderstoodError, match=says):
+        parse_line(line)
+
+
+def test_a_group_is_known_by_the_shape_of_its_id() -> None:
+    assert is_group_id("g_" + "a" * 26)
+    assert not is_group_id("d_" + "a" * 26)
+    assert not is_group_id("the team")
