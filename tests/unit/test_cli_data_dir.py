@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from parley_cli.data_dir import default_data_dir, open_data_dir
 from parley_cli.failures import SetupError
 

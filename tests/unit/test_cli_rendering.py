@@ -6,6 +6,7 @@ from datetime import UTC
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from parley.api.v1 import commands_pb2, events_pb2
 from parley_cli.rendering import describe, harmless, json_of, line_of, one_line
 
