@@ -1,0 +1,114 @@
+"""What every test gets: a clean environment, a home of its own, and a check that it left nothing behind.
+
+Order and honesty of a run are here, too: cheap tiers first, and with CI=true a test that did not run is a failure.
+"""
+
+import asyncio
+import gc
+import inspect
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+# Cheap and broad first: what breaks most is told soonest. Budgets in seconds are shown, never judged: machines differ.
+TIERS = {"unit": 20, "contracts": 10, "simulation": 60, "rpc": 60, "system": 120}
+TESTS = Path(__file__).parent
+THREAD_END_SECONDS = 5  # for a thread that was told to end; one that was not is reported after this long
+
+seconds_by_tier: dict[str, float] = defaultdict(float)
+count_by_tier: dict[str, int] = defaultdict(int)
+
+
+def tier_of(path: Path) -> str:
+    """Return the tier of a test file: its folder below tests/, or "repository" for those that judge the files themselves."""
+    parts = path.relative_to(TESTS).parts
+    return parts[0] if len(parts) > 1 else "repository"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = ["repository", *TIERS]
+    items.sort(key=lambda item: order.index(tier) if (tier := tier_of(item.path)) in order else len(order))
+
+
+def not_run_is_failure(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip or an expected failure into a failure where the run is a verdict."""
+    if report.skipped and os.environ.get("CI") == "true":
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} did not run, and CI=true: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    not_run_is_failure(report)
+    tier = tier_of(item.path)
+    seconds_by_tier[tier] += report.duration
+    count_by_tier[tier] += report.when == "call"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    report = yield
+    not_run_is_failure(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("tiers")
+    for tier, seconds in seconds_by_tier.items():
+        budget = f" of {TIERS[tier]} s" if tier in TIERS else ""
+        over = " OVER BUDGET" if seconds > TIERS.get(tier, seconds) else ""
+        terminalreporter.line(f"{tier:<12}{count_by_tier[tier]:>5} tests {seconds:>7.1f} s{budget}{over}")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give every test an environment without settings of the machine's user, and a home that is not his."""
+    for name in [name for name in os.environ if name.startswith(("PARLEY_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+def children() -> set[str]:
+    """Return the pids of this process's children, where the system tells (Linux)."""
+    return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+
+
+def threads() -> set[threading.Thread]:
+    """Return the threads that a test's code must end.
+
+    Not those that gRPC keeps for the process's life, nor those of the loop's default executor, which end with the loop.
+    """
+    return {thread for thread in threading.enumerate() if not thread.daemon and not thread.name.startswith("asyncio_")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, clean_environment: None) -> Iterator[None]:
+    """Fail a test that leaves a child process, a thread or an asyncio task. Set up first, so that it judges after all others."""
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("no_task_left_behind")
+    children_before, threads_before = children(), threads()
+    yield
+    deadline = time.monotonic() + THREAD_END_SECONDS
+    for thread in threads() - threads_before:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    left = [f"thread {thread.name}" for thread in threads() - threads_before if thread.is_alive()]
+    left += [f"process {pid}" for pid in children() - children_before]
+    assert not left, f"left behind: {', '.join(sorted(left))}"
+
+
+@pytest.fixture
+async def no_task_left_behind() -> AsyncIterator[None]:
+    """Fail an async test that leaves a task: its owner did not await it."""
+    before = asyncio.all_tasks()
+    yield
+    gc.collect(0)  # an unreferenced task or coroutine complains now, in the test that made it
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"tasks left behind: {sorted(task.get_name() for task in left)}"
