@@ -115,17 +115,21 @@ class SeqRange(_message.Message):
 
     FIRST_SEQ_FIELD_NUMBER: _builtins.int
     LAST_SEQ_FIELD_NUMBER: _builtins.int
+    LAST_COUNT_FIELD_NUMBER: _builtins.int
     first_seq: _builtins.int
     last_seq: _builtins.int
+    last_count: _builtins.int
+    """message_count at last_seq."""
     def __init__(
         self,
         *,
         first_seq: _builtins.int = ...,
         last_seq: _builtins.int = ...,
+        last_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_seq", b"first_seq", "last_seq", b"last_seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_seq", b"first_seq", "last_count", b"last_count", "last_seq", b"last_seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

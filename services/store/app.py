@@ -1,0 +1,55 @@
+"""The store's composition: what runs, and in which order it stops."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from chassis.clock import Clock
+from chassis.eventlog import EventLog
+from chassis.tasks import open_tasks
+from chassis.timeline import Timeline
+from parley.store.v1.store_service_pb2_grpc import add_StoreServiceServicer_to_server
+from services.store.apply import Applier
+from services.store.config import StoreSettings
+from services.store.metrics import StoreMetrics
+from services.store.reads import Reader
+from services.store.recent import RecentEvents
+from services.store.rpc import StoreRpc
+from services.store.sync import Syncer
+
+
+class Store:
+    """A running store; made by `open_store`."""
+
+    def __init__(self, rpc: StoreRpc) -> None:
+        self._rpc = rpc
+
+    def register(self, server: Any) -> None:
+        """Add StoreService to a server, real or in process."""
+        add_StoreServiceServicer_to_server(self._rpc, server)
+
+
+@asynccontextmanager
+async def open_store(
+    settings: StoreSettings,
+    *,
+    log: EventLog,
+    timeline: Timeline,
+    clock: Clock,
+    metrics: CollectorRegistry,
+    rng: random.Random,
+) -> AsyncIterator[Store]:
+    """Apply the log and answer reads until the block is left; a batch under way is applied again by the next store."""
+    store_metrics = StoreMetrics(metrics)
+    recent = RecentEvents(settings.recent_bytes)
+    reader = Reader(timeline, recent, settings.bucket_bits)
+    applier = Applier(
+        settings, log=log, timeline=timeline, recent=recent, clock=clock, metrics=store_metrics, rng=rng
+    )
+    rpc = StoreRpc(reader, Syncer(timeline, reader), clock, store_metrics)
+    async with open_tasks("store") as tasks:
+        tasks.spawn(applier.run(tasks), name="apply")
+        yield Store(rpc)

@@ -1,0 +1,287 @@
+"""The apply loop: records in log order, in batches, in two phases.
+
+A batch is loaded for, decided, and written: first timeline, dedupe and inbox rows, then the conversations' states, then the events
+are published, then the offset may pass. In that order: a crash anywhere replays to the same rows, and readers take heads from the
+states.
+"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from chassis.clock import Clock
+from chassis.errors import Internal, status_of
+from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogUnavailableError
+from chassis.tasks import Tasks
+from chassis.timeline import Row, Timeline, TimelineUnavailableError
+from parley.log.v1.records_pb2 import CommandRecord, DeadLetter, EventBatch, EventRecord
+from parley_protocol.frames import OUTCOME_TAG, field
+from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS
+from services.store import encoding, rows
+from services.store.actions import UndecidableError
+from services.store.config import StoreSettings
+from services.store.decide import Effect, NewerRulesError, decide
+from services.store.memory import Decodable, Loaded, PartitionMemory
+from services.store.metrics import StoreMetrics
+from services.store.recent import RecentEvents
+from services.store.state import NewerEpochError, Position
+
+GROUP = "store"
+
+_log = structlog.get_logger()
+
+
+class Applier:
+    """Applies the partitions that the log hands out, each in order, several at once."""
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        log: EventLog,
+        timeline: Timeline,
+        recent: RecentEvents,
+        clock: Clock,
+        metrics: StoreMetrics,
+        rng: random.Random,
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        self._timeline = timeline
+        self._recent = recent
+        self._clock = clock
+        self._metrics = metrics
+        self._rng = rng
+        self._memories: dict[int, PartitionMemory] = {}
+        self._failures: dict[int, int] = {}
+
+    async def run(self, tasks: Tasks) -> None:
+        """Apply until cancelled. A batch under way when it is cancelled is applied again by whoever comes next."""
+        async with self._log.open_consumer(COMMANDS, GROUP) as consumer:
+            while True:
+                batch = await consumer.poll(self._settings.poll_records)
+                tasks.spawn(self._process(consumer, batch), name=f"store.apply.{batch.partition}")
+
+    async def _process(self, consumer: LogConsumer, batch: LogBatch) -> None:
+        partition = batch.partition
+        try:
+            await self.apply(batch)
+        except (LogUnavailableError, TimelineUnavailableError) as error:
+            delay = self._delay(partition)
+            self._metrics.retries.inc()
+            offset = batch.records[0].offset
+            _log.warning("store.batch_failed", partition=partition, offset=offset, error=str(error), retry_in=delay)
+            await asyncio.sleep(delay)
+            consumer.retry(batch)
+        except (NewerEpochError, NewerRulesError) as error:
+            self._stop(batch, str(error))
+        except Exception as error:  # our bug: going on would answer records out of order, ending would take the readers along
+            self._stop(batch, "a record could not be applied: this is a bug", error)
+        else:
+            self._failures.pop(partition, None)
+            consumer.done(batch)
+
+    def _delay(self, partition: int) -> float:
+        failures = self._failures[partition] = self._failures.get(partition, 0) + 1
+        most = min(self._settings.retry_max_seconds, self._settings.retry_min_seconds * 2.0**failures)
+        return self._rng.uniform(most / 2, most)
+
+    def _stop(self, batch: LogBatch, why: str, error: Exception | None = None) -> None:
+        """Leave the partition held: nobody here goes past a record that was not understood."""
+        first, last = batch.records[0].offset, batch.records[-1].offset
+        _log.error(
+            "store.partition_stopped", partition=batch.partition, first_offset=first, last_offset=last, why=why, exc_info=error
+        )
+        self._metrics.stopped.labels(str(batch.partition)).set(1)
+
+    async def apply(self, batch: LogBatch) -> None:
+        """Apply one batch wholly: on return its rows are written and its events published. What it raises, it forgets first."""
+        memory = self._memory(batch.partition)
+        try:
+            await self._apply(memory, batch)
+        except BaseException:
+            memory.drop()
+            raise
+
+    def _memory(self, partition: int) -> PartitionMemory:
+        memory = self._memories.get(partition)
+        if memory is None:
+            memory = self._memories[partition] = PartitionMemory(
+                self._timeline,
+                epoch=self._log.epoch,
+                partition=partition,
+                bucket_bits=self._settings.bucket_bits,
+                max_conversations=self._settings.max_conversations,
+            )
+        return memory
+
+    async def _apply(self, memory: PartitionMemory, batch: LogBatch) -> None:
+        started = self._clock.monotonic()
+        memory.begin(batch.records[0].offset)
+        letters: list[LogEntry] = []
+        decodable = self._decode(batch, letters)
+        await memory.load(decodable)
+        loaded_at = self._clock.monotonic()
+
+        work = _Work(self._settings.bucket_bits)
+        for item in decodable:
+            self._decide(memory, batch.partition, item, work, letters)
+        first, second = work.rows()
+        decided_at = self._clock.monotonic()
+        if first:
+            await self._timeline.write(first)
+        rows_at = self._clock.monotonic()
+        if second:
+            await self._timeline.write(second)
+        states_at = self._clock.monotonic()
+        for conversation_id, seq, event in work.events:
+            self._recent.add(conversation_id, seq, event)
+        if letters:
+            await self._log.append(DEAD_LETTERS, batch.partition, letters)
+        if work.records:
+            await self._log.append(EVENTS, batch.partition, _event_batches(work.records, self._settings.publish_bytes))
+        memory.settle(work.touched.values())
+        memory.finish(batch.records[-1].offset + 1)
+
+        metrics = self._metrics
+        metrics.batch_records.observe(len(batch.records))
+        metrics.load.observe(loaded_at - started)
+        metrics.decide.observe(decided_at - loaded_at)
+        metrics.rows.observe(rows_at - decided_at)
+        metrics.states.observe(states_at - rows_at)
+        metrics.publish.observe(self._clock.monotonic() - states_at)
+
+    def _decode(self, batch: LogBatch, letters: list[LogEntry]) -> list[Decodable]:
+        decodable = []
+        for raw in batch.records:
+            try:
+                record = CommandRecord.FromString(raw.value)
+            except DecodeError:
+                record = None
+            if record is None or record.conversation_id.encode() != raw.key:
+                position = Position(self._log.epoch, batch.partition, raw.offset)
+                letters.append(_dead_letter(position, raw.key, raw.value, "the record does not parse, or not under this key"))
+                self._metrics.dead_lettered.inc()
+                continue
+            key = b""
+            if record.WhichOneof("body") == "command":
+                key = rows.request_key(record.device_id, record.command.request_id)
+            decodable.append(Decodable(raw.offset, raw.time_ms, record, key))
+        return decodable
+
+    def _decide(
+        self, memory: PartitionMemory, partition: int, item: Decodable, work: "_Work", letters: list[LogEntry]
+    ) -> None:
+        record = item.record
+        loaded = memory[record.conversation_id]
+        position = Position(self._log.epoch, partition, item.offset)
+        try:
+            effect = decide(loaded.state, record, position, item.time_ms, loaded.known(record.user_id, item.key))
+        except UndecidableError as error:
+            letters.append(_dead_letter(position, record.conversation_id.encode(), record.SerializeToString(), str(error)))
+            self._metrics.dead_lettered.inc()
+            effect = _refused_for_good(record, str(error))
+        if effect is None:
+            self._metrics.without_effect.inc()
+            return
+        work.add(loaded, item, effect)
+        self._count(effect)
+
+    def _count(self, effect: Effect) -> None:
+        metrics = self._metrics
+        if effect.event:
+            metrics.accepted.inc()
+        elif effect.fate is not None:
+            metrics.rejected.inc()
+        elif effect.actor:
+            metrics.acked.inc()
+        else:
+            metrics.answered_again.inc()
+
+
+class _Work:
+    """What a batch's decisions add up to."""
+
+    def __init__(self, bucket_bits: int) -> None:
+        self._bucket_bits = bucket_bits
+        self._rows: dict[tuple[str, str, bytes], Row] = {}  # a row stands once: the last decision about it wins
+        self.touched: dict[str, Loaded] = {}
+        self.events: list[tuple[str, int, bytes]] = []
+        self.records: list[EventRecord] = []
+
+    def add(self, loaded: Loaded, item: Decodable, effect: Effect) -> None:
+        record = item.record
+        conversation_id = record.conversation_id
+        self.touched[conversation_id] = loaded
+        if effect.event:
+            self._put(rows.event_row(conversation_id, effect.seq, effect.event, effect.stamp, self._bucket_bits))
+            self.events.append((conversation_id, effect.seq, effect.event))
+            loaded.counts[effect.seq] = loaded.state.message_count
+        if effect.fate is not None:
+            self._put(rows.fate_row(conversation_id, record.user_id, item.key, effect.fate, effect.stamp))
+            loaded.remember(record.user_id, item.key, effect.fate)
+        self.records.append(_event_record(record, effect))
+
+    def _put(self, row: Row) -> None:
+        self._rows[row[:3]] = row
+
+    def rows(self) -> tuple[list[Row], list[Row]]:
+        """Return the rows of both phases."""
+        first, second = list(self._rows.values()), []
+        for loaded in self.touched.values():
+            state = loaded.state
+            if state.dirty:
+                first.extend(rows.inbox_rows(state))
+                second.extend(rows.state_rows(state))
+                rows.clear_dirty(state)
+        return first, second
+
+
+def _event_record(record: CommandRecord, effect: Effect) -> EventRecord:
+    return EventRecord(
+        conversation_id=record.conversation_id,
+        seq=effect.seq,
+        user_id=record.user_id,
+        device_id=record.device_id,
+        gateway_id=record.gateway_id,
+        session_id=record.session_id,
+        shared=effect.shared,
+        own=effect.own,
+        actor=effect.actor,
+        recipients=effect.recipients,
+        all_members=effect.all_members,
+        membership_changes=effect.membership_changes,
+        wakes=effect.wakes,
+    )
+
+
+def _event_batches(records: Sequence[EventRecord], max_bytes: int) -> list[LogEntry]:
+    """Pack records into as few log entries as their size allows."""
+    entries, batch, size = [], EventBatch(), 0
+    for record in records:
+        length = record.ByteSize()
+        if size and size + length > max_bytes:
+            entries.append(LogEntry(b"", batch.SerializeToString()))
+            batch, size = EventBatch(), 0
+        batch.events.append(record)
+        size += length
+    entries.append(LogEntry(b"", batch.SerializeToString()))
+    return entries
+
+
+def _refused_for_good(record: CommandRecord, why: str) -> Effect | None:
+    """Tell the device of a command that lies in the dead letters."""
+    if record.WhichOneof("body") != "command":
+        return None
+    status = status_of(Internal("DEAD_LETTERED", f"the command could not be decided: {why}")).SerializeToString()
+    return Effect(own=field(OUTCOME_TAG, encoding.rejected(record.command.request_id, status)))
+
+
+def _dead_letter(position: Position, key: bytes, value: bytes, reason: str) -> LogEntry:
+    letter = DeadLetter(
+        log_epoch=position.epoch, partition=position.partition, offset=position.offset, key=key, value=value, reason=reason
+    )
+    return LogEntry(key, letter.SerializeToString())

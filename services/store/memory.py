@@ -1,0 +1,201 @@
+"""What a partition's worker keeps in memory, and how it loads what it lacks.
+
+Valid only while positions are consecutive: when the next record is not the last decided one + 1, or anything failed, all of it is
+dropped before deciding. That needs no word from the log about rebalances, and holds for zombies.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
+
+from chassis.timeline import Point, Timeline
+from parley.api.v1.events_pb2 import Event
+from parley.log.v1.records_pb2 import CommandRecord
+from services.store import rows
+from services.store.decide import Fate, Known, needs_count, needs_first_event
+from services.store.seen_keys import SeenKeys, key_hash
+from services.store.state import ConversationState, Position
+
+_FATES_KEPT = 256  # a sender's newest answers: what a device that reconnects asks again
+_COUNTS_KEPT = 1024  # message counts of the newest events of a group: acks lag by seconds
+_KEYS_LOADED_MAX = 5000  # a sender with more requests in a week is looked up request by request
+
+
+class Decodable(NamedTuple):
+    """A record of the batch that parsed."""
+
+    offset: int
+    time_ms: int
+    record: CommandRecord
+    key: bytes  # device and request_id; empty for acks
+
+
+@dataclass(slots=True)
+class Sender:
+    """What is known of one user's requests in one conversation."""
+
+    seen: SeenKeys
+    fates: dict[bytes, Fate] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Loaded:
+    """One conversation in memory."""
+
+    state: ConversationState
+    senders: dict[str, Sender] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)  # message_count by seq
+    events: dict[int, bytes] = field(default_factory=dict)  # what the present batch may have to publish again
+
+    def known(self, user: str, key: bytes) -> Known:
+        """Return what `decide` may ask."""
+        sender = self.senders.get(user)
+        fate = sender.fates.get(key) if sender is not None else None
+        return Known(fate, self.counts.__getitem__, self.events.__getitem__)
+
+    def remember(self, user: str, key: bytes, fate: Fate) -> None:
+        """Take in what was decided."""
+        sender = self.senders[user]
+        sender.fates.pop(key, None)
+        sender.fates[key] = fate
+        sender.seen.add(key_hash(key))
+
+
+class PartitionMemory:
+    """The conversations of one partition that were active lately."""
+
+    def __init__(self, timeline: Timeline, *, epoch: int, partition: int, bucket_bits: int, max_conversations: int) -> None:
+        self._timeline = timeline
+        self._epoch = epoch
+        self._partition = partition
+        self._bucket_bits = bucket_bits
+        self._max_conversations = max_conversations
+        self._conversations: OrderedDict[str, Loaded] = OrderedDict()
+        self._next_offset: int | None = None
+
+    def begin(self, offset: int) -> None:
+        """Start a batch: keep what is known only if it follows the last one."""
+        if offset != self._next_offset:
+            self.drop()
+
+    def drop(self) -> None:
+        """Forget everything."""
+        self._conversations.clear()
+        self._next_offset = None
+
+    def finish(self, next_offset: int) -> None:
+        """End a batch whose rows are written: trim what it left behind."""
+        self._next_offset = next_offset
+        while len(self._conversations) > self._max_conversations:
+            self._conversations.popitem(last=False)
+
+    def __getitem__(self, conversation_id: str) -> Loaded:
+        return self._conversations[conversation_id]
+
+    async def load(self, batch: Sequence[Decodable]) -> None:
+        """Read what deciding this batch may ask for, each kind in one grouped read."""
+        await self._load_states(batch)
+        await self._load_senders(batch)
+        await self._load_fates(batch)
+        await self._load_events(batch)
+
+    async def _load_states(self, batch: Sequence[Decodable]) -> None:
+        missing: dict[str, None] = {}
+        for item in batch:
+            conversation_id = item.record.conversation_id
+            if conversation_id in self._conversations:
+                self._conversations.move_to_end(conversation_id)
+            else:
+                missing[conversation_id] = None
+        if missing:
+            cells = await self._timeline.read_partitions(rows.STATE, list(missing))
+            for conversation_id in missing:
+                state = rows.state_of(conversation_id, cells.get(conversation_id, ()))
+                self._conversations[conversation_id] = Loaded(state)
+
+    async def _load_senders(self, batch: Sequence[Decodable]) -> None:
+        partitions: dict[tuple[str, str], list[str]] = {}
+        for item in batch:
+            record = item.record
+            if item.key and record.user_id not in self._conversations[record.conversation_id].senders:
+                place = (record.conversation_id, record.user_id)
+                if place not in partitions:
+                    partitions[place] = rows.dedupe_partitions(*place, item.time_ms)
+        if not partitions:
+            return
+        wanted = [partition for group in partitions.values() for partition in group]
+        cells = await self._timeline.read_partitions(rows.DEDUPE, wanted, limit=_KEYS_LOADED_MAX + 1)
+        for (conversation_id, user), group in partitions.items():
+            seen = SeenKeys()
+            for partition in group:
+                found = cells.get(partition, ())
+                if len(found) > _KEYS_LOADED_MAX:
+                    seen.full = True
+                    break
+                for cell in found:
+                    seen.add(key_hash(cell.key))
+            self._conversations[conversation_id].senders[user] = Sender(seen)
+
+    async def _load_fates(self, batch: Sequence[Decodable]) -> None:
+        places: dict[Point, tuple[Sender, Decodable]] = {}
+        for item in batch:
+            record = item.record
+            if not item.key:
+                continue
+            sender = self._conversations[record.conversation_id].senders[record.user_id]
+            if item.key not in sender.fates and sender.seen.maybe(key_hash(item.key)):
+                for partition in rows.dedupe_partitions(record.conversation_id, record.user_id, item.time_ms):
+                    places.setdefault(Point(rows.DEDUPE, partition, item.key), (sender, item))
+        if not places:
+            return
+        found = await self._timeline.read_points(list(places))
+        for point, value in found.items():
+            sender, item = places[point]
+            fate, known = rows.fate_of(value), sender.fates.get(item.key)
+            ahead = fate.position > Position(self._epoch, self._partition, item.offset)  # another worker's, for a later record
+            if not ahead and (known is None or known.position < fate.position):
+                sender.fates[item.key] = fate
+
+    async def _load_events(self, batch: Sequence[Decodable]) -> None:
+        places: dict[Point, tuple[Loaded, int]] = {}
+        for item in batch:
+            loaded = self._conversations[item.record.conversation_id]
+            for seq in self._events_needed(loaded, item):
+                if seq not in loaded.events:
+                    places[rows.timeline_point(item.record.conversation_id, seq, self._bucket_bits)] = (loaded, seq)
+        if not places:
+            return
+        found = await self._timeline.read_points(list(places))
+        for point, value in found.items():
+            loaded, seq = places[point]
+            loaded.events[seq] = value
+            loaded.counts[seq] = Event.FromString(value).message_count
+
+    def _events_needed(self, loaded: Loaded, item: Decodable) -> Iterable[int]:
+        state, record = loaded.state, item.record
+        mark = record.command.seen_seq if item.key else record.ack.read_seq
+        if needs_count(state, mark) and mark not in loaded.counts:
+            yield mark
+        if not item.key:
+            return
+        fate = loaded.senders[record.user_id].fates.get(item.key)
+        if fate is not None and fate.seq and (fate.position.epoch, fate.position.offset) == (self._epoch, item.offset):
+            yield fate.seq
+        if needs_first_event(record.command, state):
+            yield 1
+
+    def settle(self, touched: Iterable[Loaded]) -> None:
+        """Bound what the batch's conversations keep."""
+        for loaded in touched:
+            loaded.events.clear()
+            _trim(loaded.counts, _COUNTS_KEPT)
+            for sender in loaded.senders.values():
+                _trim(sender.fates, _FATES_KEPT)
+
+
+def _trim(items: dict[Any, Any], keep: int) -> None:
+    """Forget the oldest entries over `keep`."""
+    for key in list(islice(items, max(0, len(items) - keep))):
+        del items[key]

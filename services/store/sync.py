@@ -1,0 +1,116 @@
+"""Sync: what changed for a user while a device was away, by digests. No clock takes part, so none can be wrong."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from chassis.errors import InvalidArgument
+from chassis.timeline import Timeline
+from parley.api.v1.messaging_service_pb2 import SyncRequest, SyncResponse
+from parley.store.v1.rows_pb2 import InboxRow
+from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digests_of
+from services.store import rows
+from services.store.page_tokens import decode_page_token, encode_page_token
+from services.store.reads import Reader, conversation_of, page_size_of, seqs_before, unbroken
+from services.store.state import ConversationState
+
+PAGE_MAX = 200
+PAGE_DEFAULT = 50
+LAST_EVENTS_MAX = 50
+_QUESTION = "sync "
+
+
+class _Entry(NamedTuple):
+    """One conversation of the user's list, in the order of pages: latest first, by id among equals."""
+
+    last_time_ms: int
+    held: Held
+    peer: str
+
+    @property
+    def place(self) -> tuple[int, str]:
+        return -self.last_time_ms, self.held.conversation_id
+
+
+class Syncer:
+    """Compares a device's digests with the user's inbox."""
+
+    def __init__(self, timeline: Timeline, reader: Reader) -> None:
+        self._timeline = timeline
+        self._reader = reader
+
+    async def sync(self, user: str, request: SyncRequest) -> SyncResponse:
+        """Return a page of the conversations in buckets that differ, clipped to their states."""
+        digests = list(request.digests)
+        if len(digests) not in (0, BUCKET_COUNT):
+            raise InvalidArgument("FIELD_INVALID", f"digests are none or {BUCKET_COUNT}")
+        if not 0 <= request.last_events_count <= LAST_EVENTS_MAX:
+            raise InvalidArgument("FIELD_INVALID", f"last_events_count is 0 to {LAST_EVENTS_MAX}")
+        limit = page_size_of(request.page_size, PAGE_DEFAULT, PAGE_MAX)
+        after = _place_of(decode_page_token(_QUESTION + user, request.page_token)) if request.page_token else None
+
+        entries = await self._entries(user)
+        if digests:
+            ours = digests_of(entry.held for entry in entries)
+            differing = {bucket for bucket in range(BUCKET_COUNT) if ours[bucket] != digests[bucket]}
+            entries = [entry for entry in entries if bucket_of(entry.held.conversation_id) in differing]
+        entries.sort(key=lambda entry: entry.place)
+        if after is not None:
+            entries = [entry for entry in entries if entry.place > after]
+        page = entries[:limit]
+        response = SyncResponse()
+        states = await self._reader.states(
+            (entry.held.conversation_id, (user, entry.peer) if entry.peer else (user,)) for entry in page
+        )
+        await self._fill(response, user, page, states, request.last_events_count)
+        if len(entries) > limit:
+            last_time, conversation_id = page[-1].place
+            response.next_page_token = encode_page_token(_QUESTION + user, f"{last_time} {conversation_id}")
+        return response
+
+    async def _entries(self, user: str) -> list[_Entry]:
+        """Return the user's list as the digests see it."""
+        cells = (await self._timeline.read_partitions(rows.INBOX, [user])).get(user, ())
+        inbox = {cell.key.decode(): InboxRow.FromString(cell.value) for cell in cells}
+        large = await self._reader.states((name, (user,)) for name, row in inbox.items() if row.large and not row.left)
+        entries = []
+        for name, row in inbox.items():
+            if not row.large or row.left:
+                numbers = (row.delivered_seq, row.read_seq, row.peer_delivered_seq, row.peer_read_seq, row.version)
+                entries.append(_Entry(row.last_time_ms, Held(name, row.head_seq, *numbers), row.peer_user_id))
+            elif name in large and user in large[name].members:
+                entries.append(_large_entry(large[name], user))
+        return entries
+
+    async def _fill(
+        self,
+        response: SyncResponse,
+        user: str,
+        page: list[_Entry],
+        states: Mapping[str, ConversationState],
+        last_events_count: int,
+    ) -> None:
+        for entry in page:
+            state = states.get(entry.held.conversation_id)
+            members = (user, entry.peer) if entry.peer else (user,)
+            if state is None or any(name not in state.members for name in members):
+                continue  # its first record is being applied: the device will hear of it
+            view = response.conversations.add()
+            view.CopyFrom(conversation_of(state, user))
+            if last_events_count:
+                stays = state.members[user].stays
+                seqs = seqs_before(stays, state.head_seq, view.head_seq + 1, last_events_count)
+                events = await self._reader.events(state.conversation_id, seqs)
+                for event in unbroken(events, seqs, backwards=True):
+                    view.last_events.add().MergeFromString(event)
+
+
+def _large_entry(state: ConversationState, user: str) -> _Entry:
+    member = state.members[user]
+    head_seq, _, version, last_time_ms = state.visible_head(member)
+    held = Held(state.conversation_id, head_seq, member.delivered_seq, member.read_seq, 0, 0, version)
+    return _Entry(last_time_ms, held, "")
+
+
+def _place_of(cursor: str) -> tuple[int, str]:
+    last_time, conversation_id = cursor.split(" ")
+    return int(last_time), conversation_id
