@@ -1,0 +1,315 @@
+"""One SQLite file with one writer, group commit, and readers that never wait for it.
+
+Why one writer on its own thread: SQLite allows one anyway, and everybody else's write then costs a place in a queue instead of a
+wait for a lock. Why group commit: a commit (with `FULL` an fsync) costs as much as twenty rows, so the jobs that queue while one
+transaction runs share the next one.
+"""
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from chassis.executor import Executor
+
+T = TypeVar("T")
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+# Rows per statement. Each step releases and retakes the GIL, which costs more than a row; past 64 little is gained.
+STATEMENT_ROWS: Final = 64
+
+# Jobs in one transaction: enough to make the commit's share of each small, few enough that the first does not wait for long.
+_TRANSACTION_JOBS: Final = 256
+
+# Jobs that may wait. Callers bound what they have in flight far below; beyond it refusing is kinder than growing.
+_QUEUE_JOBS: Final = 16_384
+
+# Prepared statements kept: a handful per table, times seven sizes of a multi-row statement.
+_CACHED_STATEMENTS: Final = 512
+
+# How far the write-ahead log grows before a commit copies it into the file. Longer merges more rewrites of one page, and delays
+# that one commit more.
+_CHECKPOINT_PAGES: Final = 1_000
+
+# What a log that had to grow, because a long read held it, is cut back to.
+_JOURNAL_LIMIT_BYTES: Final = 64 << 20
+
+# What an operator's own look into the file may hold us up, in seconds.
+_BUSY_SECONDS: Final = 5.0
+
+# The file, its disk or its rights failed, not one job's rows: every job of the transaction is told. Other errors are a job's own.
+_FILE_TROUBLE: Final = {
+    sqlite3.SQLITE_FULL: "disk full",
+    sqlite3.SQLITE_READONLY: "read-only",
+    sqlite3.SQLITE_IOERR: "input/output error",
+    sqlite3.SQLITE_CANTOPEN: "cannot open",
+    sqlite3.SQLITE_PERM: "no permission",
+    sqlite3.SQLITE_AUTH: "no permission",
+    sqlite3.SQLITE_BUSY: "locked by another process",
+    sqlite3.SQLITE_LOCKED: "locked",
+    sqlite3.SQLITE_CORRUPT: "corrupt",
+    sqlite3.SQLITE_NOTADB: "not a database",
+    sqlite3.SQLITE_NOMEM: "out of memory",
+    sqlite3.SQLITE_INTERRUPT: "interrupted",
+    sqlite3.SQLITE_PROTOCOL: "locking failed",
+}
+
+
+class StorageError(Exception):
+    """The file did not take or give data. After a write: a restart may bring it up nonetheless, if the commit failed midway."""
+
+
+class _Job(Generic[T]):
+    """One caller's part of a transaction."""
+
+    __slots__ = ("committed", "error", "function", "future", "value")
+
+    def __init__(
+        self, function: Callable[[sqlite3.Connection], T], future: asyncio.Future[T], committed: Callable[[], None] | None
+    ) -> None:
+        self.function = function
+        self.future = future
+        self.committed = committed
+        self.value: T | None = None
+        self.error: BaseException | None = None
+
+    def finish(self) -> None:
+        """Tell the caller; `committed` runs even when the caller was cancelled, since cancelling does not undo."""
+        if self.error is None:
+            if self.committed is not None:
+                self.committed()
+            if not self.future.done():
+                self.future.set_result(self.value)  # type: ignore[arg-type]  # None is what such a function returns
+        elif not self.future.done():
+            self.future.set_exception(self.error)
+
+
+class SqliteDatabase:
+    """One database file, opened by `open_sqlite_database` or, in memory, by `open_memory_database`."""
+
+    def __init__(
+        self,
+        name: str,
+        writer_connection: sqlite3.Connection,
+        reader_connection: sqlite3.Connection,
+        writer: Executor,
+        reader: Executor,
+    ) -> None:
+        self.name = name
+        self._writer_connection = writer_connection
+        self._reader_connection = reader_connection
+        self._writer = writer
+        self._reader = reader
+        self._queue: deque[_Job[Any]] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+
+    def write(self, function: Callable[[sqlite3.Connection], T], *, committed: Callable[[], None] | None = None) -> Awaitable[T]:
+        """Queue a function for the writer's next transaction, in call order; await its result, which is there after the commit.
+
+        The function must only execute statements: it runs again from the start if another job of its transaction fails, never
+        commits, and never touches the loop. `committed` is called on the loop after the commit, in commit order, even if the
+        caller no longer waits. An exception of the function's own undoes that function alone and comes to its caller;
+        StorageError means that the file failed. Cancelling the wait does not undo.
+        """
+        if self._closing:
+            raise StorageError(f"{self.name} is closed")
+        if len(self._queue) >= _QUEUE_JOBS:
+            raise StorageError(f"{self.name}: {_QUEUE_JOBS} writes wait already")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Job(function, future, committed))
+        self._wake.set()
+        return future
+
+    async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function on the readers' connection: it sees all writes that returned, and waits for none that is under way.
+
+        Each statement sees one moment; two statements may see two. Raises StorageError.
+        """
+        try:
+            return await self._reader.run(function, self._reader_connection)
+        except sqlite3.Error as error:
+            raise _storage_error(self.name, error) from error
+
+    async def make_durable(self) -> bool:
+        """Force all that is committed to the disk, with `NORMAL` too; False if a reader's hold put it off."""
+
+        def checkpoint(connection: sqlite3.Connection) -> bool:
+            _busy, pages, checkpointed = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            return bool(pages == checkpointed)
+
+        try:
+            return await self._writer.run(checkpoint, self._writer_connection)
+        except sqlite3.Error as error:
+            raise _storage_error(self.name, error) from error
+
+    async def _run_writer(self) -> None:
+        """Commit what is queued until closed and empty; whoever still waits if this ends early (cancelled, or a bug) is told."""
+        jobs: list[_Job[Any]] = []
+        try:
+            while not (self._closing and not self._queue):
+                await self._wake.wait()
+                self._wake.clear()
+                while self._queue:
+                    jobs = [self._queue.popleft() for _ in range(min(len(self._queue), _TRANSACTION_JOBS))]
+                    await self._writer.run(_commit, self.name, self._writer_connection, jobs)
+                    for job in jobs:
+                        job.finish()
+        finally:
+            self._closing = True
+            for job in (*jobs, *self._queue):
+                if not job.future.done():
+                    job.future.set_exception(StorageError(f"{self.name} was closed with this write under way"))
+            self._queue.clear()
+
+    async def _close(self, writer_task: asyncio.Task[None]) -> None:
+        self._closing = True
+        self._wake.set()
+        await writer_task
+
+
+def _commit(name: str, connection: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> None:
+    """Run the jobs in one transaction; one that fails for its own reasons is left out, and the rest run again."""
+    pending = list(jobs)
+    while pending:
+        failed = None
+        try:
+            if connection.in_transaction:  # an earlier rollback failed too; until it succeeds nothing else can
+                connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")
+            for job in pending:
+                try:
+                    job.value = job.function(connection)
+                except Exception as error:
+                    if isinstance(error, sqlite3.Error) and _trouble(error):
+                        raise
+                    failed, job.error = job, error
+                    break
+            if failed is None:
+                connection.execute("COMMIT")
+                return
+            connection.execute("ROLLBACK")
+            pending.remove(failed)
+        except sqlite3.Error as error:
+            cause = _storage_error(name, error)
+            for job in pending:
+                job.error = job.error or cause
+            if connection.in_transaction:  # SQLite rolls back by itself after some of these errors only
+                _roll_back(connection)
+            return
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("ROLLBACK")
+    except sqlite3.Error:
+        return  # the same trouble again: the next transaction begins with another try, and tells its callers if that fails
+
+
+def _trouble(error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # raised by the module, not by SQLite: a closed connection, or a mistake in a job's parameters
+        return "closed" if "closed" in str(error) else ""
+    return _FILE_TROUBLE.get(code & 0xFF, "")  # the low byte is the primary code
+
+
+def _storage_error(name: str, error: sqlite3.Error) -> StorageError:
+    trouble = _trouble(error)
+    return StorageError(f"{name}: {trouble} ({error})" if trouble else f"{name}: {error}")
+
+
+def multi_row(head: str, row: str, tail: str = "", *, separator: str = ", ") -> tuple[str, ...]:
+    """Build a statement for 1, 2, 4, ... STATEMENT_ROWS rows: `head row, row, ... tail`. See `execute_rows` and `sized`."""
+    return tuple(f"{head} {separator.join([row] * (1 << power))} {tail}" for power in range(STATEMENT_ROWS.bit_length()))
+
+
+def execute_rows(connection: sqlite3.Connection, statements: Sequence[str], parameters: Sequence[object], width: int) -> None:
+    """Execute `multi_row` statements over flat parameters, `width` a row, in chunks of powers of two: so few are prepared."""
+    position, left = 0, len(parameters) // width
+    while left:
+        power = min(left.bit_length(), len(statements)) - 1
+        end = position + (width << power)
+        connection.execute(statements[power], parameters[position:end])
+        position, left = end, left - (1 << power)
+
+
+def sized(statements: Sequence[str], count: int) -> str:
+    """Return the smallest of `multi_row` statements with room for `count` rows, to be filled up as `padded` does."""
+    return statements[(count - 1).bit_length()]
+
+
+def padded(items: Sequence[T]) -> Sequence[T]:
+    """Repeat the last item until their number is a power of two, for statements where a repetition changes nothing."""
+    missing = (1 << (len(items) - 1).bit_length()) - len(items)
+    return [*items, *[items[-1]] * missing] if missing else items
+
+
+@asynccontextmanager
+async def open_sqlite_database(
+    path: Path, *, synchronous: Synchronous, writer: Executor, reader: Executor
+) -> AsyncIterator[SqliteDatabase]:
+    """Open or create the file; on leaving, finish the writes that are queued and close it.
+
+    `FULL`: a write that returned survives power loss. `NORMAL`: it survives the process; after power loss the file is as it was
+    at some earlier commit. The executors are the caller's, who closes them afterwards. Raises StorageError.
+    """
+
+    def connect() -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        connection = _connect(path)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+            connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_LIMIT_BYTES}")
+            connection.execute("BEGIN IMMEDIATE")  # a folder that can't be written is found out now, not at the first message
+            connection.execute("ROLLBACK")
+            reading = _connect(path)
+        except BaseException:
+            connection.close()
+            raise
+        reading.execute("PRAGMA query_only = ON")
+        return connection, reading
+
+    try:
+        connection, reading = await writer.run(connect)
+    except sqlite3.Error as error:
+        raise _storage_error(str(path), error) from error
+    try:
+        async with _running(SqliteDatabase(path.name, connection, reading, writer, reader)) as database:
+            yield database
+    finally:
+        await reader.run(reading.close)
+        await writer.run(connection.close)
+
+
+@asynccontextmanager
+async def open_memory_database(name: str, connection: sqlite3.Connection, executor: Executor) -> AsyncIterator[SqliteDatabase]:
+    """Use a `:memory:` connection for writes and reads alike; it is the caller's and stays open. For inline executors."""
+    async with _running(SqliteDatabase(name, connection, connection, executor, executor)) as database:
+        yield database
+
+
+@asynccontextmanager
+async def _running(database: SqliteDatabase) -> AsyncIterator[SqliteDatabase]:
+    task = asyncio.create_task(database._run_writer(), name=f"sqlite writer of {database.name}")
+    try:
+        yield database
+    finally:
+        await database._close(task)
+
+
+def memory_connection() -> sqlite3.Connection:
+    """Return a new database in memory, for `open_memory_database`."""
+    return _connect(":memory:")
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    # isolation_level None: the module begins no transaction by itself. The thread check is off because closing may come from
+    # another thread than the executor's; each connection is used by one at a time all the same.
+    return sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=_CACHED_STATEMENTS
+    )
