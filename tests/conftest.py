@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 # Cheap and broad first: what breaks most is told soonest. Budgets in seconds are shown, never judged: machines differ.
-TIERS = {"unit": 20, "contracts": 10, "simulation": 60, "rpc": 60, "system": 120}
+TIERS = {"repository": 10, "unit": 20, "contracts": 10, "simulation": 60, "rpc": 60, "system": 120}
 TESTS = Path(__file__).parent
 THREAD_END_SECONDS = 5  # for a thread that was told to end; one that was not is reported after this long
 
@@ -31,7 +31,7 @@ def tier_of(path: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = ["repository", *TIERS]
+    order = list(TIERS)
     items.sort(key=lambda item: order.index(tier) if (tier := tier_of(item.path)) in order else len(order))
 
 
