@@ -30,7 +30,7 @@ $(READY): requirements.lock pyproject.toml
 
 run: $(READY) ## set up if needed and start Parley on this machine (ARGS="--listen 127.0.0.1:7700 --data DIR")
 	@# In a terminal Ctrl-C belongs to the server alone (a job of its own), so that make ends as the server does: with 0.
-	@if [ -t 0 ]; then set -m; fi; $(BIN)/parley up $(ARGS)
+	@if [ -t 0 ]; then set -m; $(BIN)/parley up $(ARGS); exit $$?; fi; exec $(BIN)/parley up $(ARGS)
 
 test: $(READY) ## run all tests (one tier: .venv/bin/pytest tests/unit)
 	@# Sets iterate alike in every run, so that a simulation's seed means the same everywhere.

@@ -1,0 +1,77 @@
+"""A test run tells the truth: what leaves something behind fails, and with CI=true so does what did not run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(folder: Path, source: str, **environ: str) -> str:
+    """Run the source as a test file under our conftest and settings; return what pytest printed."""
+    shutil.copy(ROOT / "tests" / "conftest.py", folder)
+    file = folder / "test_it.py"
+    file.write_text(source)
+    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", folder, "-p", "no:cacheprovider", file]
+    clean = {name: value for name, value in os.environ.items() if name != "CI"}
+    return subprocess.run(command, cwd=folder, env=clean | environ, capture_output=True, text=True, check=False).stdout
+
+
+SKIPS = """
+import pytest
+
+def test_skips():
+    pytest.skip("no engine here")
+
+@pytest.mark.xfail(reason="not yet")
+def test_is_expected_to_fail():
+    assert False
+
+def test_passes():
+    pass
+"""
+
+
+def test_a_skip_is_reported_and_with_ci_a_failure(tmp_path):
+    assert "1 passed, 1 skipped, 1 xfailed" in run(tmp_path, SKIPS)
+    verdict = run(tmp_path, SKIPS, CI="true")
+    assert "2 failed, 1 passed" in verdict
+    assert "did not run, and CI=true: Skipped: no engine here" in verdict
+
+
+def test_a_file_that_skips_itself_fails_with_ci(tmp_path):
+    source = "import pytest\npytest.importorskip('no_such_module')\n"
+    assert "1 error" in run(tmp_path, source, CI="true")
+
+
+LEAKS = """
+import asyncio, subprocess, sys, threading, time
+
+kept = []
+
+async def test_leaves_a_task():
+    kept.append(asyncio.create_task(asyncio.Event().wait(), name="orphan"))
+
+def test_leaves_a_process():
+    kept.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+
+def test_ends_the_process_of_another():
+    kept[-1].communicate()
+
+def test_leaves_a_thread(monkeypatch):
+    monkeypatch.setattr("conftest.THREAD_END_SECONDS", 0)
+    kept.append(threading.Event())
+    threading.Thread(target=kept[-1].wait, name="lost").start()
+
+def test_ends_the_thread_of_another():
+    kept[-1].set()
+"""
+
+
+def test_what_is_left_behind_fails_the_test_that_left_it(tmp_path):
+    output = run(tmp_path, LEAKS)
+    assert "5 passed, 3 errors" in output
+    for left in ("tasks left behind: ['orphan']", "left behind: process ", "left behind: thread lost"):
+        assert left in output
