@@ -1,7 +1,7 @@
 """The apply loop: records in log order, in batches, in two phases.
 
-A batch is loaded for, decided, and written: first timeline, dedupe and inbox rows, then the conversations' states, then the events
-are published, then the offset may pass. In that order: a crash anywhere replays to the same rows, and readers take heads from the
+A batch is loaded for, decided, and written: first timeline, dedupe and inbox rows, then the conversations' states; then the events
+are published; then the offset may pass. In that order: a crash anywhere replays to the same rows, and readers take heads from
 states.
 """
 

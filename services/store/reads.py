@@ -1,7 +1,7 @@
 """Questions about the truth, authorised here: whoever asks sees his own stays and nothing else.
 
-Heads come from the conversations' states, which are written last: what a head announces is there. Events come from memory where it
-has them, else from the tables.
+Heads come from the conversations' states, which are written last: what a head announces is there. Events come from memory where
+it has them, else from the tables.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,0 +1,76 @@
+"""The router's composition."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from chassis.clock import Clock
+from chassis.errors import InvalidArgument
+from chassis.eventlog import EventLog
+from chassis.registry import Registry
+from chassis.tasks import open_tasks
+from parley.router.v1.router_service_pb2 import ListOnlineRequest, ListOnlineResponse
+from parley.router.v1.router_service_pb2_grpc import RouterServiceServicer, add_RouterServiceServicer_to_server
+from parley.store.v1.store_service_pb2_grpc import StoreServiceStub
+from services.router.config import RouterSettings
+from services.router.links import Links, OpenChannel, open_links
+from services.router.metrics import RouterMetrics
+from services.router.route import Router
+
+_USERS_MAX = 1000  # in one question
+
+
+class RouterRpc(RouterServiceServicer):
+    """RouterService: questions whose answer lies with the gateways."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+
+    async def ListOnline(
+        self, request: ListOnlineRequest, context: "grpc.aio.ServicerContext[ListOnlineRequest, ListOnlineResponse]"
+    ) -> ListOnlineResponse:
+        if len(request.user_ids) > _USERS_MAX:
+            raise InvalidArgument("FIELD_INVALID", f"at most {_USERS_MAX} user_ids at once")
+        online: dict[str, None] = {}
+        for link in self._links.all:
+            online.update(dict.fromkeys(await link.online(request.user_ids)))
+        return ListOnlineResponse(user_ids=list(online))
+
+
+class RouterService:
+    """A running router; made by `open_router`."""
+
+    def __init__(self, rpc: RouterRpc) -> None:
+        self._rpc = rpc
+
+    def register(self, server: Any) -> None:
+        """Add RouterService to a server, real or in process."""
+        add_RouterServiceServicer_to_server(self._rpc, server)
+
+
+@asynccontextmanager
+async def open_router(
+    settings: RouterSettings,
+    *,
+    log: EventLog,
+    registry: Registry,
+    store_channel: grpc.aio.Channel,
+    open_gateway_channel: OpenChannel,
+    clock: Clock,
+    metrics: CollectorRegistry,
+    rng: random.Random,
+) -> AsyncIterator[RouterService]:
+    """Route events until the block is left; a batch under way is routed again by the next router."""
+    router_metrics = RouterMetrics(metrics)
+    async with (
+        open_links(settings, registry, open_gateway_channel, clock, router_metrics, rng) as links,
+        open_tasks("router") as tasks,
+    ):
+        store = StoreServiceStub(store_channel)
+        router = Router(settings, log=log, links=links, store=store, clock=clock, metrics=router_metrics, rng=rng)
+        tasks.spawn(router.run(tasks), name="route")
+        yield RouterService(RouterRpc(links))
