@@ -36,10 +36,10 @@ def sources() -> list[str]:
 
 
 def generate(out: Path) -> None:
-    """Write the code below out: messages for all protos, stubs only for those that define a service."""
+    """Write the code below out: messages for all protos, asyncio stubs for those that define a service."""
     protoc(f"--python_out={out}", f"--mypy_out=quiet:{out}", sources=sources())
     services = [source for source in sources() if source.endswith("_service.proto")]
-    protoc(f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}", sources=services)
+    protoc(f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet,only_async:{out}", sources=services)
 
 
 def describe(file: Path, *, comments: bool) -> None:

@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from parley.api.v1 import messaging_service_pb2 as _messaging_service_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -32,54 +18,24 @@ class MessagingServiceStub:
     `device` claim pins the device. Every error carries google.rpc.ErrorInfo with an ErrorReason.
     """
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> MessagingServiceAsyncStub: ...
-    Connect: _grpc.StreamStreamMultiCallable[_messaging_service_pb2.ConnectRequest, _messaging_service_pb2.ConnectResponse]
-    """A device's one stream. The first frame is Hello, answered by Welcome; then batches flow both
-    ways. The server ends it politely with GoAway.
-    """
-    Submit: _grpc.UnaryUnaryMultiCallable[_messaging_service_pb2.SubmitRequest, _messaging_service_pb2.SubmitResponse]
-    """One command for bots and back ends: the same pipeline, the call waits for the outcome. A
-    rejection is the call's status. Ordered only where each call waits for the one before.
-    """
-    Sync: _grpc.UnaryUnaryMultiCallable[_messaging_service_pb2.SyncRequest, _messaging_service_pb2.SyncResponse]
-    """What changed while a device was away, by digests; a new device gets everything, latest first."""
-    ListEvents: _grpc.UnaryUnaryMultiCallable[_messaging_service_pb2.ListEventsRequest, _messaging_service_pb2.ListEventsResponse]
-    """A page of one timeline, forwards or backwards."""
-    GetConversation: _grpc.UnaryUnaryMultiCallable[_messaging_service_pb2.GetConversationRequest, _messaging_service_pb2.GetConversationResponse]
-    """One conversation as the caller sees it."""
-    ListMembers: _grpc.UnaryUnaryMultiCallable[_messaging_service_pb2.ListMembersRequest, _messaging_service_pb2.ListMembersResponse]
-    """The members of a conversation with roles and watermarks."""
-    GetPresence: _grpc.UnaryUnaryMultiCallable[_messaging_service_pb2.GetPresenceRequest, _messaging_service_pb2.GetPresenceResponse]
-    """Who is connected, at this moment."""
-
-@_typing.type_check_only
-class MessagingServiceAsyncStub(MessagingServiceStub):
-    """What native apps talk to: commands go in, events come out. Every call carries
-    `authorization: Bearer <JWT>` in its metadata; the token's `sub` is the user, its optional
-    `device` claim pins the device. Every error carries google.rpc.ErrorInfo with an ErrorReason.
-    """
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Connect: _aio.StreamStreamMultiCallable[_messaging_service_pb2.ConnectRequest, _messaging_service_pb2.ConnectResponse]  # type: ignore[assignment]
+    Connect: _aio.StreamStreamMultiCallable[_messaging_service_pb2.ConnectRequest, _messaging_service_pb2.ConnectResponse]
     """A device's one stream. The first frame is Hello, answered by Welcome; then batches flow both
     ways. The server ends it politely with GoAway.
     """
-    Submit: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.SubmitRequest, _messaging_service_pb2.SubmitResponse]  # type: ignore[assignment]
+    Submit: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.SubmitRequest, _messaging_service_pb2.SubmitResponse]
     """One command for bots and back ends: the same pipeline, the call waits for the outcome. A
     rejection is the call's status. Ordered only where each call waits for the one before.
     """
-    Sync: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.SyncRequest, _messaging_service_pb2.SyncResponse]  # type: ignore[assignment]
+    Sync: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.SyncRequest, _messaging_service_pb2.SyncResponse]
     """What changed while a device was away, by digests; a new device gets everything, latest first."""
-    ListEvents: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.ListEventsRequest, _messaging_service_pb2.ListEventsResponse]  # type: ignore[assignment]
+    ListEvents: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.ListEventsRequest, _messaging_service_pb2.ListEventsResponse]
     """A page of one timeline, forwards or backwards."""
-    GetConversation: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.GetConversationRequest, _messaging_service_pb2.GetConversationResponse]  # type: ignore[assignment]
+    GetConversation: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.GetConversationRequest, _messaging_service_pb2.GetConversationResponse]
     """One conversation as the caller sees it."""
-    ListMembers: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.ListMembersRequest, _messaging_service_pb2.ListMembersResponse]  # type: ignore[assignment]
+    ListMembers: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.ListMembersRequest, _messaging_service_pb2.ListMembersResponse]
     """The members of a conversation with roles and watermarks."""
-    GetPresence: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.GetPresenceRequest, _messaging_service_pb2.GetPresenceResponse]  # type: ignore[assignment]
+    GetPresence: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.GetPresenceRequest, _messaging_service_pb2.GetPresenceResponse]
     """Who is connected, at this moment."""
 
 class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -91,9 +47,9 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Connect(
         self,
-        request_iterator: _MaybeAsyncIterator[_messaging_service_pb2.ConnectRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_messaging_service_pb2.ConnectResponse], _abc.AsyncIterator[_messaging_service_pb2.ConnectResponse]]:
+        request_iterator: _abc.AsyncIterator[_messaging_service_pb2.ConnectRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_messaging_service_pb2.ConnectRequest], _abc.AsyncIterator[_messaging_service_pb2.ConnectResponse]],
+    ) -> _abc.AsyncIterator[_messaging_service_pb2.ConnectResponse]:
         """A device's one stream. The first frame is Hello, answered by Welcome; then batches flow both
         ways. The server ends it politely with GoAway.
         """
@@ -102,8 +58,8 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     def Submit(
         self,
         request: _messaging_service_pb2.SubmitRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_messaging_service_pb2.SubmitResponse, _abc.Awaitable[_messaging_service_pb2.SubmitResponse]]:
+        context: _aio.ServicerContext[_messaging_service_pb2.SubmitRequest, _abc.Awaitable[_messaging_service_pb2.SubmitResponse]],
+    ) -> _abc.Awaitable[_messaging_service_pb2.SubmitResponse]:
         """One command for bots and back ends: the same pipeline, the call waits for the outcome. A
         rejection is the call's status. Ordered only where each call waits for the one before.
         """
@@ -112,40 +68,40 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
     def Sync(
         self,
         request: _messaging_service_pb2.SyncRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_messaging_service_pb2.SyncResponse, _abc.Awaitable[_messaging_service_pb2.SyncResponse]]:
+        context: _aio.ServicerContext[_messaging_service_pb2.SyncRequest, _abc.Awaitable[_messaging_service_pb2.SyncResponse]],
+    ) -> _abc.Awaitable[_messaging_service_pb2.SyncResponse]:
         """What changed while a device was away, by digests; a new device gets everything, latest first."""
 
     @_abc_1.abstractmethod
     def ListEvents(
         self,
         request: _messaging_service_pb2.ListEventsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_messaging_service_pb2.ListEventsResponse, _abc.Awaitable[_messaging_service_pb2.ListEventsResponse]]:
+        context: _aio.ServicerContext[_messaging_service_pb2.ListEventsRequest, _abc.Awaitable[_messaging_service_pb2.ListEventsResponse]],
+    ) -> _abc.Awaitable[_messaging_service_pb2.ListEventsResponse]:
         """A page of one timeline, forwards or backwards."""
 
     @_abc_1.abstractmethod
     def GetConversation(
         self,
         request: _messaging_service_pb2.GetConversationRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_messaging_service_pb2.GetConversationResponse, _abc.Awaitable[_messaging_service_pb2.GetConversationResponse]]:
+        context: _aio.ServicerContext[_messaging_service_pb2.GetConversationRequest, _abc.Awaitable[_messaging_service_pb2.GetConversationResponse]],
+    ) -> _abc.Awaitable[_messaging_service_pb2.GetConversationResponse]:
         """One conversation as the caller sees it."""
 
     @_abc_1.abstractmethod
     def ListMembers(
         self,
         request: _messaging_service_pb2.ListMembersRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_messaging_service_pb2.ListMembersResponse, _abc.Awaitable[_messaging_service_pb2.ListMembersResponse]]:
+        context: _aio.ServicerContext[_messaging_service_pb2.ListMembersRequest, _abc.Awaitable[_messaging_service_pb2.ListMembersResponse]],
+    ) -> _abc.Awaitable[_messaging_service_pb2.ListMembersResponse]:
         """The members of a conversation with roles and watermarks."""
 
     @_abc_1.abstractmethod
     def GetPresence(
         self,
         request: _messaging_service_pb2.GetPresenceRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_messaging_service_pb2.GetPresenceResponse, _abc.Awaitable[_messaging_service_pb2.GetPresenceResponse]]:
+        context: _aio.ServicerContext[_messaging_service_pb2.GetPresenceRequest, _abc.Awaitable[_messaging_service_pb2.GetPresenceResponse]],
+    ) -> _abc.Awaitable[_messaging_service_pb2.GetPresenceResponse]:
         """Who is connected, at this moment."""
 
-def add_MessagingServiceServicer_to_server(servicer: MessagingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_MessagingServiceServicer_to_server(servicer: MessagingServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from parley.gateway.v1 import gateway_service_pb2 as _gateway_service_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,23 +15,10 @@ GRPC_VERSION: str
 class GatewayServiceStub:
     """What routers ask of a gateway."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> GatewayServiceAsyncStub: ...
-    Deliver: _grpc.StreamStreamMultiCallable[_gateway_service_pb2.DeliverRequest, _gateway_service_pb2.DeliverResponse]
-    """Frames in order, each answered once everything in it lies in the devices' outboxes."""
-    ListSessions: _grpc.UnaryUnaryMultiCallable[_gateway_service_pb2.ListSessionsRequest, _gateway_service_pb2.ListSessionsResponse]
-    """Which of these users have a session here."""
-
-@_typing.type_check_only
-class GatewayServiceAsyncStub(GatewayServiceStub):
-    """What routers ask of a gateway."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Deliver: _aio.StreamStreamMultiCallable[_gateway_service_pb2.DeliverRequest, _gateway_service_pb2.DeliverResponse]  # type: ignore[assignment]
+    Deliver: _aio.StreamStreamMultiCallable[_gateway_service_pb2.DeliverRequest, _gateway_service_pb2.DeliverResponse]
     """Frames in order, each answered once everything in it lies in the devices' outboxes."""
-    ListSessions: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ListSessionsRequest, _gateway_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
+    ListSessions: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ListSessionsRequest, _gateway_service_pb2.ListSessionsResponse]
     """Which of these users have a session here."""
 
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -54,17 +27,17 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Deliver(
         self,
-        request_iterator: _MaybeAsyncIterator[_gateway_service_pb2.DeliverRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_gateway_service_pb2.DeliverResponse], _abc.AsyncIterator[_gateway_service_pb2.DeliverResponse]]:
+        request_iterator: _abc.AsyncIterator[_gateway_service_pb2.DeliverRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_gateway_service_pb2.DeliverRequest], _abc.AsyncIterator[_gateway_service_pb2.DeliverResponse]],
+    ) -> _abc.AsyncIterator[_gateway_service_pb2.DeliverResponse]:
         """Frames in order, each answered once everything in it lies in the devices' outboxes."""
 
     @_abc_1.abstractmethod
     def ListSessions(
         self,
         request: _gateway_service_pb2.ListSessionsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_gateway_service_pb2.ListSessionsResponse, _abc.Awaitable[_gateway_service_pb2.ListSessionsResponse]]:
+        context: _aio.ServicerContext[_gateway_service_pb2.ListSessionsRequest, _abc.Awaitable[_gateway_service_pb2.ListSessionsResponse]],
+    ) -> _abc.Awaitable[_gateway_service_pb2.ListSessionsResponse]:
         """Which of these users have a session here."""
 
-def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _aio.Server) -> None: ...

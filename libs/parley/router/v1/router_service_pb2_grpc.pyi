@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from parley.router.v1 import router_service_pb2 as _router_service_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,19 +15,8 @@ GRPC_VERSION: str
 class RouterServiceStub:
     """Questions whose answer lies with whichever gateway owns a user."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
-    ListOnline: _grpc.UnaryUnaryMultiCallable[_router_service_pb2.ListOnlineRequest, _router_service_pb2.ListOnlineResponse]
-    """Which of these users are connected, anywhere."""
-
-@_typing.type_check_only
-class RouterServiceAsyncStub(RouterServiceStub):
-    """Questions whose answer lies with whichever gateway owns a user."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    ListOnline: _aio.UnaryUnaryMultiCallable[_router_service_pb2.ListOnlineRequest, _router_service_pb2.ListOnlineResponse]  # type: ignore[assignment]
+    ListOnline: _aio.UnaryUnaryMultiCallable[_router_service_pb2.ListOnlineRequest, _router_service_pb2.ListOnlineResponse]
     """Which of these users are connected, anywhere."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -51,8 +26,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListOnline(
         self,
         request: _router_service_pb2.ListOnlineRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_router_service_pb2.ListOnlineResponse, _abc.Awaitable[_router_service_pb2.ListOnlineResponse]]:
+        context: _aio.ServicerContext[_router_service_pb2.ListOnlineRequest, _abc.Awaitable[_router_service_pb2.ListOnlineResponse]],
+    ) -> _abc.Awaitable[_router_service_pb2.ListOnlineResponse]:
         """Which of these users are connected, anywhere."""
 
-def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from parley.store.v1 import store_service_pb2 as _store_service_pb2
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -31,37 +17,16 @@ class StoreServiceStub:
     and for routers.
     """
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> StoreServiceAsyncStub: ...
-    Sync: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.SyncRequest, _store_service_pb2.SyncResponse]
-    """The user's conversations whose buckets differ from the digests given."""
-    ListEvents: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.ListEventsRequest, _store_service_pb2.ListEventsResponse]
-    """A page of a timeline, cut to what the user may see."""
-    GetConversation: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.GetConversationRequest, _store_service_pb2.GetConversationResponse]
-    """One conversation as the user sees it."""
-    ListMembers: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.ListMembersRequest, _store_service_pb2.ListMembersResponse]
-    """The members of a conversation, for one who may see them."""
-    ListRecipients: _grpc.UnaryUnaryMultiCallable[_store_service_pb2.ListRecipientsRequest, _store_service_pb2.ListRecipientsResponse]
-    """For routers: everybody who is or was a member."""
-
-@_typing.type_check_only
-class StoreServiceAsyncStub(StoreServiceStub):
-    """Reads of the truth, for gateways (on behalf of a user, who is authorised here and nowhere else)
-    and for routers.
-    """
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Sync: _aio.UnaryUnaryMultiCallable[_store_service_pb2.SyncRequest, _store_service_pb2.SyncResponse]  # type: ignore[assignment]
+    Sync: _aio.UnaryUnaryMultiCallable[_store_service_pb2.SyncRequest, _store_service_pb2.SyncResponse]
     """The user's conversations whose buckets differ from the digests given."""
-    ListEvents: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListEventsRequest, _store_service_pb2.ListEventsResponse]  # type: ignore[assignment]
+    ListEvents: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListEventsRequest, _store_service_pb2.ListEventsResponse]
     """A page of a timeline, cut to what the user may see."""
-    GetConversation: _aio.UnaryUnaryMultiCallable[_store_service_pb2.GetConversationRequest, _store_service_pb2.GetConversationResponse]  # type: ignore[assignment]
+    GetConversation: _aio.UnaryUnaryMultiCallable[_store_service_pb2.GetConversationRequest, _store_service_pb2.GetConversationResponse]
     """One conversation as the user sees it."""
-    ListMembers: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListMembersRequest, _store_service_pb2.ListMembersResponse]  # type: ignore[assignment]
+    ListMembers: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListMembersRequest, _store_service_pb2.ListMembersResponse]
     """The members of a conversation, for one who may see them."""
-    ListRecipients: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListRecipientsRequest, _store_service_pb2.ListRecipientsResponse]  # type: ignore[assignment]
+    ListRecipients: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListRecipientsRequest, _store_service_pb2.ListRecipientsResponse]
     """For routers: everybody who is or was a member."""
 
 class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -73,40 +38,40 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
     def Sync(
         self,
         request: _store_service_pb2.SyncRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_store_service_pb2.SyncResponse, _abc.Awaitable[_store_service_pb2.SyncResponse]]:
+        context: _aio.ServicerContext[_store_service_pb2.SyncRequest, _abc.Awaitable[_store_service_pb2.SyncResponse]],
+    ) -> _abc.Awaitable[_store_service_pb2.SyncResponse]:
         """The user's conversations whose buckets differ from the digests given."""
 
     @_abc_1.abstractmethod
     def ListEvents(
         self,
         request: _store_service_pb2.ListEventsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_store_service_pb2.ListEventsResponse, _abc.Awaitable[_store_service_pb2.ListEventsResponse]]:
+        context: _aio.ServicerContext[_store_service_pb2.ListEventsRequest, _abc.Awaitable[_store_service_pb2.ListEventsResponse]],
+    ) -> _abc.Awaitable[_store_service_pb2.ListEventsResponse]:
         """A page of a timeline, cut to what the user may see."""
 
     @_abc_1.abstractmethod
     def GetConversation(
         self,
         request: _store_service_pb2.GetConversationRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_store_service_pb2.GetConversationResponse, _abc.Awaitable[_store_service_pb2.GetConversationResponse]]:
+        context: _aio.ServicerContext[_store_service_pb2.GetConversationRequest, _abc.Awaitable[_store_service_pb2.GetConversationResponse]],
+    ) -> _abc.Awaitable[_store_service_pb2.GetConversationResponse]:
         """One conversation as the user sees it."""
 
     @_abc_1.abstractmethod
     def ListMembers(
         self,
         request: _store_service_pb2.ListMembersRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_store_service_pb2.ListMembersResponse, _abc.Awaitable[_store_service_pb2.ListMembersResponse]]:
+        context: _aio.ServicerContext[_store_service_pb2.ListMembersRequest, _abc.Awaitable[_store_service_pb2.ListMembersResponse]],
+    ) -> _abc.Awaitable[_store_service_pb2.ListMembersResponse]:
         """The members of a conversation, for one who may see them."""
 
     @_abc_1.abstractmethod
     def ListRecipients(
         self,
         request: _store_service_pb2.ListRecipientsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_store_service_pb2.ListRecipientsResponse, _abc.Awaitable[_store_service_pb2.ListRecipientsResponse]]:
+        context: _aio.ServicerContext[_store_service_pb2.ListRecipientsRequest, _abc.Awaitable[_store_service_pb2.ListRecipientsResponse]],
+    ) -> _abc.Awaitable[_store_service_pb2.ListRecipientsResponse]:
         """For routers: everybody who is or was a member."""
 
-def add_StoreServiceServicer_to_server(servicer: StoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_StoreServiceServicer_to_server(servicer: StoreServiceServicer, server: _aio.Server) -> None: ...
