@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import structlog
@@ -17,9 +17,6 @@ from parley.gateway.v1.gateway_service_pb2_grpc import GatewayServiceStub
 from services.router.config import RouterSettings
 from services.router.metrics import RouterMetrics
 
-if TYPE_CHECKING:
-    from parley.gateway.v1.gateway_service_pb2_grpc import GatewayServiceAsyncStub
-
 OpenChannel = Callable[[Instance], AbstractAsyncContextManager[grpc.aio.Channel]]
 _log = structlog.get_logger()
 
@@ -31,7 +28,7 @@ class LinkBrokenError(Exception):
 class GatewayLink:
     """The stream to one gateway, opened again whenever it breaks."""
 
-    def __init__(self, instance: Instance, stub: "GatewayServiceAsyncStub", settings: RouterSettings, clock: Clock) -> None:
+    def __init__(self, instance: Instance, stub: GatewayServiceStub, settings: RouterSettings, clock: Clock) -> None:
         self.instance = instance
         self._stub = stub
         self._settings = settings

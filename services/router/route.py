@@ -6,7 +6,6 @@ At present every gateway is asked about every recipient, which is right with any
 import asyncio
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -17,14 +16,12 @@ from chassis.tasks import Tasks
 from parley.gateway.v1.gateway_service_pb2 import Delivery, Unreached
 from parley.log.v1.records_pb2 import EventBatch, EventRecord, OfflineBatch, OfflineRecord
 from parley.store.v1.store_service_pb2 import ListRecipientsRequest
+from parley.store.v1.store_service_pb2_grpc import StoreServiceStub
 from parley_protocol.topics import EVENTS, OFFLINE
 from services.router.config import RouterSettings
 from services.router.links import GatewayLink, Links
 from services.router.metrics import RouterMetrics
 from services.router.recipients import Group, GroupCache
-
-if TYPE_CHECKING:
-    from parley.store.v1.store_service_pb2_grpc import StoreServiceAsyncStub
 
 GROUP = "router"
 
@@ -40,7 +37,7 @@ class Router:
         *,
         log: EventLog,
         links: Links,
-        store: "StoreServiceAsyncStub",
+        store: StoreServiceStub,
         clock: Clock,
         metrics: RouterMetrics,
         rng: random.Random,
