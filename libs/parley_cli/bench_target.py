@@ -1,0 +1,124 @@
+"""What a benchmark runs against: a server of its own in a folder of its own, or the one that was named."""
+
+import asyncio
+import os
+import random
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+
+from parley_cli.bench_meter import ProcessMeter
+from parley_cli.failures import SetupError
+from parley_cli.server_process import open_server_process, pid_of_server
+from services.gateway.keys import KEY_FILE_NAME, KeyFileError, load_or_create_key, mint_token
+
+_TOKEN_SECONDS = 24 * 3600.0  # longer than any benchmark
+# A benchmark's few devices send what thousands would: the limit of one is not what it measures.
+_UNLIMITED = "1000000"
+_OWN_SERVER_ENVIRON = {
+    f"PARLEY_GATEWAY_{name}": _UNLIMITED
+    for name in ("COMMANDS_PER_SECOND", "COMMANDS_BURST", "STREAMS_PER_SECOND", "STREAMS_BURST", "MAX_STREAMS")
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server to measure."""
+
+    address: str
+    token_for: Callable[[str], str]
+    meter: ProcessMeter | None  # None: its process is not on this machine
+    run_id: str  # part of all user ids, so that runs against one server do not meet
+    rng: random.Random
+
+    def user(self, role: str, index: int) -> str:
+        return f"bench-{self.run_id}-{role}{index}"
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Which server: `server` empty: one of its own, in `data_dir` if given, else in a folder that is removed afterwards."""
+
+    server: str
+    data_dir: Path | None
+    environ: Mapping[str, str]
+
+
+@asynccontextmanager
+async def open_target(options: TargetOptions) -> AsyncIterator[Target]:
+    """Yield the server to measure, and take it away again if it is our own."""
+    _raise_open_files()
+    if options.server:
+        if options.data_dir is None:
+            raise SetupError("--server needs --data: the folder where that server's key lies.")
+        pid = pid_of_server(options.data_dir)
+        with _as_generator():
+            yield _target(options.server, options.data_dir, ProcessMeter(pid) if pid is not None else None)
+        return
+    scratch = None if options.data_dir is not None else Path(tempfile.mkdtemp(prefix="parley-bench-"))
+    data_dir = options.data_dir or scratch
+    assert data_dir is not None
+    try:
+        async with open_server_process(data_dir, environ=_OWN_SERVER_ENVIRON | dict(options.environ)) as (server, address):
+            with _as_generator():
+                yield _target(address, data_dir, ProcessMeter(server.pid))
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch)
+
+
+def _target(address: str, data_dir: Path, meter: ProcessMeter | None) -> Target:
+    path = data_dir / KEY_FILE_NAME
+    if not path.exists():
+        raise SetupError(f"no key in {data_dir}: is it the data folder of the server?")
+    try:
+        key = load_or_create_key(path)
+    except (KeyFileError, OSError) as error:
+        raise SetupError(f"can't use the key in {data_dir}: {error}") from error
+    run_id = os.urandom(4).hex()
+    return Target(
+        address, lambda user: mint_token(key, user, "", _TOKEN_SECONDS, time.time()), meter, run_id, random.Random(run_id)
+    )
+
+
+@contextmanager
+def _as_generator() -> Iterator[None]:
+    """Let the server go first: a batch process does not break into another's time slice."""
+    before = os.sched_getscheduler(0)
+    os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, before, os.sched_param(0))
+
+
+def _raise_open_files() -> None:
+    """Allow as many open files as may be: one a connection, here and (inherited) in the server."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def run_benchmark(measure: Callable[[Target], Awaitable[dict[str, Any]]], options: TargetOptions) -> dict[str, Any]:
+    """Run a benchmark on an event loop of its own. Ctrl-C and SIGTERM end it in order: the server and its folder go, too."""
+
+    async def main() -> dict[str, Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        async with open_target(options) as target:
+            return await measure(target)
+
+    try:
+        return uvloop.run(main())
+    except asyncio.CancelledError:
+        raise click.exceptions.Exit(128 + signal.SIGTERM) from None
