@@ -39,13 +39,15 @@ class LogConsumer(Protocol):
     """One member of a consumer group.
 
     A polled batch holds its partition: it is handed out again only after `done` or `retry`, so batches of one partition never
-    overlap within a consumer, while partitions proceed independently. Nothing promises that no other consumer works on the
-    same partition at the same time (a zombie, a rebalance): effects must be idempotent.
+    overlap within a consumer, while partitions proceed independently. `done` and `retry` take the very batch that was polled
+    (ValueError: it is not held). Nothing promises that no other consumer works on the same partition at the same time (a zombie,
+    a rebalance): effects must be idempotent.
     """
 
     async def poll(self, max_records: int) -> LogBatch:
         """Wait for the next batch of a partition that is not held. Starts at the group's committed offset, else at the oldest
-        record. Cancelling is safe: nothing is consumed. Raises LogUnavailableError when the log can't be read."""
+        record. One call at a time. Cancelling is safe: nothing is consumed. Raises LogUnavailableError: the log can't be read.
+        """
 
     def done(self, batch: LogBatch) -> None:
         """Release the partition and let the group's offset pass the batch.
@@ -66,7 +68,9 @@ class EventLog(Protocol):
         """Which log this is: offsets of another epoch mean nothing here."""
 
     async def partition_count(self, topic: str) -> int:
-        """Return the topic's number of partitions, fixed for the epoch. Topics are declared when the log is opened."""
+        """Return the topic's number of partitions, fixed for the epoch: a log that has another number of them than is declared
+        when it is opened refuses to open (LogUnavailableError). ValueError: the topic was not declared.
+        """
 
     async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:
         """Append in order; on return all of it is durable as the topic promises (`parley.commands`: survives power loss) and
@@ -77,13 +81,17 @@ class EventLog(Protocol):
         """
 
     def open_consumer(self, topic: str, group: str) -> AbstractAsyncContextManager[LogConsumer]:
-        """Join a group; leaving commits what is done."""
+        """Join a group; leaving commits what is done.
+
+        What has been done when a commit fails is delivered again after a restart. From a group's first consumer on, retention
+        keeps what the group has not done.
+        """
 
 
 def partition_for(key: bytes, partition_count: int) -> int:
     """Map a key to a partition: the same on every producer, for good.
 
-    FNV-1a, 32 bits: needs no library and spreads short ASCII ids well. Not Kafka's default on purpose: producers name the partition.
+    FNV-1a, 32 bits: needs no library, spreads short ASCII ids well. It need not be Kafka's default: producers name the partition.
     """
     value = 0x811C9DC5
     for byte in key:

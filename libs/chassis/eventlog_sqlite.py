@@ -86,6 +86,7 @@ class SqliteLog:
         return len(self._partitions_of(topic))
 
     async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:
+        log_partition = self._partitions_of(topic)[partition]
         consumers = self._consumers[topic]
 
         def committed() -> None:
@@ -93,7 +94,7 @@ class SqliteLog:
                 consumer.wake()
 
         try:
-            await self._partitions_of(topic)[partition].append(entries, self._clock.wall_ms(), committed)
+            await log_partition.append(entries, self._clock.wall_ms(), committed)
         except StorageError as error:
             raise LogUnavailableError(f"{topic}/{partition}: {error}") from error
 

@@ -5,7 +5,7 @@ Implementations: `registry_memory` (embedded). tests/contracts/test_registry.py 
 Nothing durable depends on it: a registry that is silent, slow or lost its data costs freshness, never a message.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -44,10 +44,14 @@ class RegistrySession(Protocol):
         """Return the registry's id of this session."""
 
     async def acquire(self, keys: Sequence[str]) -> Mapping[str, Epoch]:
-        """Try to lock keys; return those that this session holds now. A key held by another is left out, without an error."""
+        """Try to lock keys; return those that this session holds now, with the epochs of when it got them.
+
+        A key held by another is left out, without an error; so are all once the session has ended. Raises
+        RegistryUnavailableError: unknown, ask again.
+        """
 
     async def release(self, keys: Sequence[str]) -> None:
-        """Unlock those of the keys that this session holds."""
+        """Unlock those of the keys that this session holds. Raises RegistryUnavailableError: unknown, ask again."""
 
     async def wait_lost(self) -> None:
         """Return when the registry has definitely ended this session; never because it is silent."""
@@ -59,9 +63,10 @@ class Registry(Protocol):
     def open_session(self, instance: Instance) -> AbstractAsyncContextManager[RegistrySession]:
         """Register the instance and hold locks in its name; leaving releases all locks and deregisters."""
 
-    def watch_instances(self, service: str) -> AsyncIterator[Sequence[Instance]]:
+    def watch_instances(self, service: str) -> AsyncGenerator[Sequence[Instance], None]:
         """Yield the healthy instances, by id: at once, then after each change (changes may be merged, and an unchanged list may
-        come again). Survives an unavailable registry by waiting. Close the iterator to stop."""
+        come again). Survives an unavailable registry by waiting. Close it to stop (`contextlib.aclosing`).
+        """
 
-    def watch_holders(self, prefix: str) -> AsyncIterator[Mapping[str, Holder]]:
+    def watch_holders(self, prefix: str) -> AsyncGenerator[Mapping[str, Holder], None]:
         """Yield who holds the locks whose keys start with the prefix, likewise."""

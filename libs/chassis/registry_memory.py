@@ -1,7 +1,7 @@
 """The Registry in one process: for services that live and die together, and for simulations of those that do not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -87,7 +87,7 @@ class MemoryRegistry:
                 del self._locks[key]
                 self._changed()
 
-    def watch_instances(self, service: str) -> AsyncIterator[Sequence[Instance]]:
+    def watch_instances(self, service: str) -> AsyncGenerator[Sequence[Instance], None]:
         # A process that comes back before its old session has ended stands there once, as its newest session says.
         def look() -> Sequence[Instance]:
             instances = (session.instance for session in self._sessions.values() if session.instance.service == service)
@@ -95,10 +95,10 @@ class MemoryRegistry:
 
         return self._watch(look)
 
-    def watch_holders(self, prefix: str) -> AsyncIterator[Mapping[str, Holder]]:
+    def watch_holders(self, prefix: str) -> AsyncGenerator[Mapping[str, Holder], None]:
         return self._watch(lambda: {key: holder for key, holder in sorted(self._locks.items()) if key.startswith(prefix)})
 
-    async def _watch(self, look: Callable[[], T]) -> AsyncIterator[T]:
+    async def _watch(self, look: Callable[[], T]) -> AsyncGenerator[T, None]:
         """Yield what a look shows, then again whenever that has changed."""
         changed = asyncio.Event()
         self._watchers.add(changed)

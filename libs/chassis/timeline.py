@@ -3,9 +3,9 @@
 Implementations: `timeline_sqlite` (embedded). tests/contracts/test_timeline.py runs against each.
 
 A table is a set of partitions (a text key), a partition a sorted set of rows (a bytes key, one bytes value). Tables are declared
-when the timeline is opened. Writes carry a stamp, the database's write timestamp in microseconds: a write whose stamp is lower than
-the row's is ignored, one with an equal stamp overwrites (writers that use a stamp twice write equal content). That makes writing
-again, late, or by two writers harmless, without locks or transactions.
+when the timeline is opened. Writes carry a stamp, the database's write timestamp in microseconds: a write whose stamp is lower
+than the row's is ignored, one with an equal stamp overwrites (writers that use a stamp twice write equal content). That makes
+writing again, late, or by two writers harmless, without locks or transactions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,8 @@ class Timeline(Protocol):
 
     async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
         """Read whole partitions, rows by key ascending; partitions without rows are absent. `limit` > 0 cuts each partition's
-        rows after that many. One partition's rows are read at one moment."""
+        rows after that many. One partition's rows are read at one moment.
+        """
 
     async def read_range(
         self, table: str, partition: str, first_key: bytes, last_key: bytes, limit: int, *, descending: bool = False

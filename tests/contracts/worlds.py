@@ -1,0 +1,76 @@
+"""What the contract suites run on: each implementation of a port, with what a test does to it from outside."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from chassis.clock import SystemClock
+from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
+from chassis.eventlog import EventLog
+from chassis.registry import Registry
+from chassis.registry_memory import MemoryRegistry
+from chassis.timeline import Timeline
+
+DURABLE = "durable"  # a topic that must survive power loss
+PLAIN = "plain"  # one that need not
+
+
+class LogWorld(Protocol):
+    """One log that outlives those who open it."""
+
+    def open(self, topics: Mapping[str, int]) -> AbstractAsyncContextManager[EventLog]:
+        """Open it as a process does that starts, DURABLE being durable; after leaving again, on the same data."""
+
+
+class TimelineWorld(Protocol):
+    """One database that outlives those who open it."""
+
+    def open(self, tables: Sequence[str]) -> AbstractAsyncContextManager[Timeline]:
+        """Open it as a process does that starts; after leaving again, on the same data."""
+
+
+class RegistryWorld(Protocol):
+    """One registry, and its judgement of health."""
+
+    def open(self) -> AbstractAsyncContextManager[Registry]:
+        """Open a client."""
+
+    async def fail_health(self, session_id: str) -> None:
+        """Let the health check of the session's instance fail."""
+
+
+class EmbeddedWorld:
+    """The engines of one process, on files or in memory."""
+
+    def __init__(self, data: Path | MemoryDisk) -> None:
+        self._data = data
+
+    def _engines(self, topics: Mapping[str, int], tables: Sequence[str]) -> AbstractAsyncContextManager[EmbeddedEngines]:
+        return open_embedded_engines(self._data, topics=topics, durable_topics=[DURABLE], tables=tables, clock=SystemClock())
+
+
+class EmbeddedLogWorld(EmbeddedWorld):
+    @asynccontextmanager
+    async def open(self, topics: Mapping[str, int]) -> AsyncIterator[EventLog]:
+        async with self._engines(topics, ()) as engines:
+            yield engines.log
+
+
+class EmbeddedTimelineWorld(EmbeddedWorld):
+    @asynccontextmanager
+    async def open(self, tables: Sequence[str]) -> AsyncIterator[Timeline]:
+        async with self._engines({}, tables) as engines:
+            yield engines.timeline
+
+
+class MemoryRegistryWorld:
+    def __init__(self) -> None:
+        self._registry = MemoryRegistry()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Registry]:
+        yield self._registry
+
+    async def fail_health(self, session_id: str) -> None:
+        self._registry.expire(session_id)
