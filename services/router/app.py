@@ -30,9 +30,7 @@ class RouterRpc(RouterServiceServicer):
     def __init__(self, links: Links) -> None:
         self._links = links
 
-    async def ListOnline(
-        self, request: ListOnlineRequest, context: "grpc.aio.ServicerContext[ListOnlineRequest, ListOnlineResponse]"
-    ) -> ListOnlineResponse:
+    async def ListOnline(self, request: ListOnlineRequest, context: grpc.aio.ServicerContext[Any, Any]) -> ListOnlineResponse:
         if len(request.user_ids) > _USERS_MAX:
             raise InvalidArgument("FIELD_INVALID", f"at most {_USERS_MAX} user_ids at once")
         online: dict[str, None] = {}
