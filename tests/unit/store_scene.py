@@ -1,0 +1,91 @@
+"""A conversation under test: commands go straight into `decide`, as the store would call it, with honest answers about the past."""
+
+from parley.api.v1.commands_pb2 import AddMembers, ChangeRole, ChangeSettings, CreateGroup, Leave, RemoveMember, SendMessage
+from parley.api.v1.events_pb2 import Ack, Event
+from parley.api.v1.messaging_service_pb2 import ServerBatch
+from parley.log.v1.records_pb2 import CommandRecord, RawCommand
+from parley_protocol.ids import direct_conversation_id, group_conversation_id
+from services.store import rows
+from services.store.decide import Effect, Fate, Known, decide
+from services.store.state import ConversationState, Position
+
+T0 = 1_700_000_000_000  # log time of the first record, milliseconds
+ACTIONS = {
+    SendMessage: "send_message",
+    CreateGroup: "create_group",
+    AddMembers: "add_members",
+    RemoveMember: "remove_member",
+    Leave: "leave",
+    ChangeRole: "change_role",
+    ChangeSettings: "change_settings",
+}
+
+
+def request_id(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def command_record(user, action, *, number, to="", conversation="", device="d1", seen_seq=0, member_cap=500) -> CommandRecord:
+    """Build a record as a gateway does."""
+    command = RawCommand(request_id=request_id(number), seen_seq=seen_seq)
+    setattr(command, ACTIONS[type(action)], action.SerializeToString())
+    if to:
+        command.to_user_id = to
+        conversation = direct_conversation_id(user, to)
+    elif conversation:
+        command.conversation_id = conversation
+    else:
+        conversation = group_conversation_id(user, device, request_id(number))
+    return CommandRecord(
+        rules_version=1,
+        conversation_id=conversation,
+        user_id=user,
+        device_id=device,
+        gateway_id="g1",
+        session_id="s1",
+        command=command,
+        member_cap=member_cap,
+    )
+
+
+def ack_record(user, conversation, *, delivered=0, read=0) -> CommandRecord:
+    ack = Ack(conversation_id=conversation, delivered_seq=delivered, read_seq=read)
+    return CommandRecord(rules_version=1, conversation_id=conversation, user_id=user, device_id="d1", ack=ack)
+
+
+class Scene:
+    """One conversation's state, and all that was stored about it."""
+
+    def __init__(self, conversation: str) -> None:
+        self.state = ConversationState(conversation)
+        self.events: dict[int, bytes] = {}
+        self.fates: dict[tuple[str, bytes], Fate] = {}
+        self.offset = -1
+        self.now_ms = T0
+
+    def known(self, record: CommandRecord) -> Known:
+        key = (record.user_id, rows.request_key(record.device_id, record.command.request_id))
+        return Known(self.fates.get(key), lambda seq: self.event(seq).message_count, self.events.__getitem__)
+
+    def event(self, seq: int) -> Event:
+        return Event.FromString(self.events[seq])
+
+    def apply(self, record: CommandRecord, *, offset: int | None = None) -> Effect | None:
+        """Decide the record at the next offset (or again at an older one) and store what it causes."""
+        if offset is None:
+            self.offset += 1
+            offset = self.offset
+        effect = decide(self.state, record, Position(1, 0, offset), self.now_ms, self.known(record))
+        if effect is not None and effect.event:
+            self.events[effect.seq] = effect.event
+        if effect is not None and effect.fate is not None:
+            self.fates[(record.user_id, rows.request_key(record.device_id, record.command.request_id))] = effect.fate
+        rows.clear_dirty(self.state)
+        return effect
+
+
+def outcome_of(effect: Effect):
+    """Return the one outcome that the actor's device gets."""
+    outcomes = ServerBatch.FromString(effect.own).outcomes
+    assert len(outcomes) == 1
+    return outcomes[0]
