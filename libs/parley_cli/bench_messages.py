@@ -14,11 +14,12 @@ from typing import Any
 from parley.api.v1.commands_pb2 import Command, SendMessage
 from parley.api.v1.events_pb2 import Event
 from parley.api.v1.messaging_service_pb2 import ServerBatch
+from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_checker.history import Answered, Asked, Device, Entry, History, Shown, entry_of
 from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
 from parley_cli.bench_pacer import arrivals
-from parley_cli.bench_reads import MessagingStub, read_timeline, stub_on
+from parley_cli.bench_reads import read_timeline
 from parley_cli.bench_report import percentiles_ms, progress
 from parley_cli.bench_stream import Fleet, Follower, Stream, open_fleet
 from parley_cli.bench_target import Target
@@ -173,7 +174,7 @@ class Pair:
             if self.receiving.has_acks:
                 await self.receiving.flush()
 
-    async def fetch(self, stub: MessagingStub, token: str) -> None:
+    async def fetch(self, stub: MessagingServiceStub, token: str) -> None:
         """Fetch what the stream did not bring, as a client does on a gap or at Sync."""
         fetched = [event async for event in read_timeline(stub, token, self.conversation_id, self.follower.have)]
         ready = self.follower.take(fetched)
@@ -181,7 +182,7 @@ class Pair:
         self._tally.fetched += len(ready)
         self._show(ready)
 
-    async def verdict(self, stub: MessagingStub, token: str) -> Verdict:
+    async def verdict(self, stub: MessagingServiceStub, token: str) -> Verdict:
         """Read the timeline back as a fresh device of the recipient and judge all facts."""
         history = History()
         sender, recipient = history.device(*self.sender), history.device(*self.recipient)
@@ -213,7 +214,7 @@ class Load:
         self._target = target
         self._fleet = fleet
         self._load = load
-        self._stub = stub_on(fleet.channels[0])
+        self._stub = MessagingServiceStub(fleet.channels[0])
 
     async def begin(self) -> None:
         """Fill every pair's window (closed loop)."""

@@ -23,11 +23,6 @@ T = TypeVar("T")
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
-def stub_on(channel: grpc.aio.Channel) -> MessagingServiceStub:
-    """Return the public API's stub on a channel."""
-    return MessagingServiceStub(channel)
-
-
 def bearer(token: str) -> Metadata:
     """Return call metadata that carries a token."""
     return (("authorization", f"Bearer {token}"),)
