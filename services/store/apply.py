@@ -30,6 +30,7 @@ from services.store.recent import RecentEvents
 from services.store.state import NewerEpochError, Position
 
 GROUP = "store"
+_POLLING = -1  # counts failures of polling, beside those of partitions
 
 _log = structlog.get_logger()
 
@@ -62,7 +63,14 @@ class Applier:
         """Apply until cancelled. A batch under way when it is cancelled is applied again by whoever comes next."""
         async with self._log.open_consumer(COMMANDS, GROUP) as consumer:
             while True:
-                batch = await consumer.poll(self._settings.poll_records)
+                try:
+                    batch = await consumer.poll(self._settings.poll_records)
+                except LogUnavailableError as error:
+                    delay = self._delay(_POLLING)
+                    _log.warning("store.poll_failed", error=str(error), retry_in=delay)
+                    await asyncio.sleep(delay)
+                    continue
+                self._failures.pop(_POLLING, None)
                 tasks.spawn(self._process(consumer, batch), name=f"store.apply.{batch.partition}")
 
     async def _process(self, consumer: LogConsumer, batch: LogBatch) -> None:
@@ -134,13 +142,13 @@ class Applier:
         if first:
             await self._timeline.write(first)
         rows_at = self._clock.monotonic()
+        if letters:  # before the states, which would hide at a second try that these records were undecidable
+            await self._log.append(DEAD_LETTERS, batch.partition, letters)
         if second:
             await self._timeline.write(second)
         states_at = self._clock.monotonic()
         for conversation_id, seq, event in work.events:
             self._recent.add(conversation_id, seq, event)
-        if letters:
-            await self._log.append(DEAD_LETTERS, batch.partition, letters)
         if work.records:
             await self._log.append(EVENTS, batch.partition, _event_batches(work.records, self._settings.publish_bytes))
         memory.settle(work.touched.values())

@@ -248,7 +248,10 @@ def _decide_ack(state: ConversationState, record: CommandRecord, position: Posit
     delivers = delivered_seq > member.delivered_seq and delivered_seq >= first_seq
     if not reads and not delivers:
         return None
-    count = _count_at(state, known, read_seq) if reads else 0
+    count = 0
+    if reads:  # all that a former member may see is counted in his row, and an ack may name more than that
+        left_all = not member.active and read_seq == visible_head
+        count = member.left_count if left_all else _count_at(state, known, read_seq)
     state.advance(position, log_ms, seq=False)
     if reads:
         member.read_to(read_seq, count)

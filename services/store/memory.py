@@ -162,6 +162,7 @@ class PartitionMemory:
         places: dict[Point, tuple[Loaded, int]] = {}
         for item in batch:
             loaded = self._conversations[item.record.conversation_id]
+            loaded.counts[loaded.state.head_seq] = loaded.state.message_count  # the batch itself may move the head beyond it
             for seq in self._events_needed(loaded, item):
                 if seq not in loaded.events:
                     places[rows.timeline_point(item.record.conversation_id, seq, self._bucket_bits)] = (loaded, seq)
