@@ -1,8 +1,8 @@
 """Turn protos/ into code and descriptors: `python protos/generate.py code | check | descriptors FILE | release`.
 
-`code` writes libs/parley and removes what has no proto any more; `check` fails where that would change anything; `descriptors` writes
-what buf lints, comments included; `release` writes what later versions must stay compatible with. The output depends on the protos
-and on the locked generators alone.
+`code` writes libs/parley and removes what has no proto any more; `check` fails where that would change anything; `descriptors`
+writes what buf lints, comments included; `release` writes what later versions must stay compatible with. The output depends on
+the protos and on the locked generators alone.
 """
 
 import argparse

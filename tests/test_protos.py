@@ -160,7 +160,5 @@ def test_what_was_released_can_still_be_told(tmp_path):
 
 
 def test_generated_code_is_what_the_protos_generate():
-    outcome = subprocess.run(
-        [sys.executable, "protos/generate.py", "check"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    outcome = subprocess.run([sys.executable, "protos/generate.py", "check"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
