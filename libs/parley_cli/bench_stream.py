@@ -15,7 +15,7 @@ import grpc
 
 from parley.api.v1.commands_pb2 import Command, Retry
 from parley.api.v1.events_pb2 import Event
-from parley.api.v1.messaging_service_pb2 import ConnectRequest, ConnectResponse, GoAwayReason, ServerBatch, Welcome
+from parley.api.v1.messaging_service_pb2 import ConnectRequest, ConnectResponse, GoAwayReason, ServerBatch, Skip, Welcome
 from parley_cli.failures import CommandError
 
 CHANNEL_COUNT = 20  # connections that the streams share, as in the experiment that the figures are compared with
@@ -54,6 +54,7 @@ class Stream:
         self._unresolved: dict[int, Command] = {}
         self._queue: deque[tuple[int, Command]] = deque()
         self._acks: dict[str, int] = {}
+        self._skips: list[Skip] = []
         self._writing = self._closed = False
         self._resend: asyncio.TimerHandle | None = None
         self._flushes = set[asyncio.Task[None]]()
@@ -119,7 +120,7 @@ class Stream:
             return
         self._writing = True
         try:
-            while self._queue or self._acks or heartbeat:
+            while self._queue or self._acks or self._skips or heartbeat:
                 heartbeat = False
                 await self._call.write(self._next_frame().SerializeToString())
                 self.written_at = time.monotonic()
@@ -140,6 +141,10 @@ class Stream:
     def _next_frame(self) -> ConnectRequest:
         request = ConnectRequest()
         batch = request.batch
+        if self._skips:
+            batch.skips.extend(self._skips)
+            self._skips.clear()
+            return request  # alone: what a skip lets through comes after it
         if self._queue:
             number, command = self._queue.popleft()
             batch.first_command_number = number
@@ -166,10 +171,12 @@ class Stream:
         self.retries += 1
         if self._resend is None:
             delay = retry.delay.ToNanoseconds() / 1e9
-            self._resend = asyncio.get_running_loop().call_later(delay, self._send_again, retry.number)
+            self._resend = asyncio.get_running_loop().call_later(delay, self._send_again, retry.number, retry.conversation_id)
 
-    def _send_again(self, first: int) -> None:
+    def _send_again(self, first: int, conversation_id: str) -> None:
         self._resend = None
+        if first not in self._unresolved:  # a resend was refused whose first sending had been taken: do not wait for it again
+            self._skips.append(Skip(number=first, conversation_id=conversation_id))
         queued = {number for number, _ in self._queue}
         again = [(number, command) for number, command in self._unresolved.items() if number >= first and number not in queued]
         self._queue.extendleft(sorted(again, key=lambda item: item[0], reverse=True))
