@@ -1,0 +1,77 @@
+"""What routers ask: put this into the outboxes of those devices."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import grpc
+
+from chassis.errors import InvalidArgument
+from parley.gateway.v1.gateway_service_pb2 import (
+    DeliverRequest,
+    DeliverResponse,
+    Delivery,
+    ListSessionsRequest,
+    ListSessionsResponse,
+    Unreached,
+)
+from parley.gateway.v1.gateway_service_pb2_grpc import GatewayServiceServicer
+from services.gateway.directory import Directory
+from services.gateway.metrics import Metrics
+
+_MAX_USERS: Final = 1000
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GatewayRpc(GatewayServiceServicer):
+    """Serves GatewayService: one loop over outboxes, which never wait for a device."""
+
+    def __init__(self, directory: Directory, metrics: Metrics) -> None:
+        self._directory = directory
+        self._metrics = metrics
+
+    async def Deliver(self, requests: AsyncIterator[DeliverRequest], context: Context) -> AsyncIterator[DeliverResponse]:
+        async for request in requests:
+            yield self.deliver(request)
+
+    async def ListSessions(self, request: ListSessionsRequest, context: Context) -> ListSessionsResponse:
+        if len(request.user_ids) > _MAX_USERS:
+            raise InvalidArgument("FIELD_INVALID", f"user_ids must be at most {_MAX_USERS}")
+        by_user = self._directory.by_user
+        return ListSessionsResponse(user_ids=[user_id for user_id in request.user_ids if user_id in by_user])
+
+    def deliver(self, request: DeliverRequest) -> DeliverResponse:
+        """Queue everything and say who was not reached."""
+        deliveries = request.deliveries
+        unreached: list[Unreached] = []
+        for delivery in deliveries:
+            self._deliver_one(delivery, unreached.append)
+        self._metrics.deliveries.inc(len(deliveries))
+        if unreached:
+            self._metrics.unreached.inc(len(unreached))
+        return DeliverResponse(number=request.number, unreached=unreached)
+
+    def _deliver_one(self, delivery: Delivery, report: Callable[[Unreached], None]) -> None:
+        by_user = self._directory.by_user
+        actor_user_id, actor_device_id, own = delivery.actor_user_id, delivery.actor_device_id, delivery.own
+        if own:
+            waiting = self._directory.waiting.get(delivery.session_id)
+            if waiting is not None:
+                # A call got the outcome, so the device's stream, if it has one, learns of it like any other device.
+                actor_device_id = ""
+                if not waiting.done():
+                    waiting.set_result(own)
+            else:
+                for session in by_user.get(actor_user_id, ()):
+                    if session.device_id == actor_device_id:
+                        session.put(own)
+        shared = delivery.shared
+        if not shared:
+            return
+        for user_id in delivery.user_ids:
+            reached = user_id == actor_user_id  # nobody is woken for what he did himself
+            for session in by_user.get(user_id, ()):
+                if (user_id != actor_user_id or session.device_id != actor_device_id) and session.put(shared):
+                    reached = True
+            if not reached and delivery.wakes:
+                report(Unreached(conversation_id=delivery.conversation_id, seq=delivery.seq, user_id=user_id))

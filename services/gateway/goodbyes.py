@@ -1,0 +1,35 @@
+"""Every way to lose a device has a name and a rule: the one table of GoAway."""
+
+from typing import Final, NamedTuple
+
+from google.protobuf.duration_pb2 import Duration
+
+from parley.api.v1.messaging_service_pb2 import ConnectResponse, GoAway, GoAwayReason
+
+
+class Rule(NamedTuple):
+    """What a client does after a goodbye."""
+
+    reconnect: bool
+    delay_seconds: float = 0.0
+
+
+RULES: Final[dict[GoAwayReason.ValueType, Rule]] = {
+    GoAwayReason.GO_AWAY_REASON_DRAINING: Rule(reconnect=True, delay_seconds=1.0),  # time for another process to be there
+    GoAwayReason.GO_AWAY_REASON_SLOW: Rule(reconnect=True, delay_seconds=1.0),  # what made it slow is seldom over at once
+    GoAwayReason.GO_AWAY_REASON_IDLE: Rule(reconnect=True),
+    GoAwayReason.GO_AWAY_REASON_REPLACED: Rule(reconnect=False),
+    GoAwayReason.GO_AWAY_REASON_UNAUTHENTICATED: Rule(reconnect=False),
+    GoAwayReason.GO_AWAY_REASON_EXPIRED: Rule(reconnect=True),
+    GoAwayReason.GO_AWAY_REASON_OVERLOADED: Rule(reconnect=True, delay_seconds=5.0),  # a storm of 1,000 a second is over then
+    GoAwayReason.GO_AWAY_REASON_PROTOCOL_ERROR: Rule(reconnect=False),
+}
+
+
+def go_away(reason: GoAwayReason.ValueType, detail: str) -> bytes:
+    """Return an encoded frame that says goodbye."""
+    rule = RULES[reason]
+    message = GoAway(reason=reason, reconnect=rule.reconnect, detail=detail)
+    if rule.delay_seconds:
+        message.reconnect_delay.CopyFrom(Duration(nanos=0, seconds=int(rule.delay_seconds)))
+    return ConnectResponse(go_away=message).SerializeToString()

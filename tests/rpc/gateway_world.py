@@ -1,0 +1,233 @@
+"""A gateway on a real socket, with the real engines (in memory), store and router behind it, and a bare client in front."""
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Self
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from prometheus_client import CollectorRegistry
+
+from chassis.clock import SystemClock
+from chassis.embedded import EmbeddedEngines, open_embedded_engines
+from chassis.eventlog import EventLog
+from chassis.inprocess import InProcessChannel, InProcessServer
+from chassis.registry import Instance
+from chassis.server import open_server
+from parley.api.v1 import messaging_service_pb2 as api
+from parley.api.v1.commands_pb2 import Command, Outcome, SendMessage
+from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
+from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from services.gateway.app import Gateway, open_gateway
+from services.gateway.config import GatewaySettings
+from services.gateway.keys import mint_token
+from services.gateway.tokens import KeyRing, TokenVerifier, verifying_key
+from services.router.app import open_router
+from services.router.config import RouterSettings
+from services.store.app import open_store
+from services.store.config import StoreSettings
+
+TABLES = ("conversation_state", "timeline", "dedupe", "inbox")
+KEY = Ed25519PrivateKey.generate()
+WAIT_SECONDS = 10.0  # far beyond what anything takes; only a failing test waits for it
+_numbers = count(1)
+
+
+def token(user: str, device: str = "", ttl_seconds: float = 600.0) -> str:
+    return mint_token(KEY, user, device, ttl_seconds, time.time())
+
+
+def auth(bearer: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {bearer}"),)
+
+
+def message(to_user_id: str = "bob", body: bytes = b"hello", request_id: bytes | None = None) -> Command:
+    request_id = next(_numbers).to_bytes(16, "big") if request_id is None else request_id
+    return Command(request_id=request_id, to_user_id=to_user_id, send_message=SendMessage(body=body))
+
+
+def batch(*commands: Command, first: int = 1, **fields: Any) -> api.ConnectRequest:
+    return api.ConnectRequest(batch=api.DeviceBatch(first_command_number=first, commands=commands, **fields))
+
+
+class Device:
+    """One Connect stream, as generated stubs see it; `raw` sends bytes that they would not."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self._outcomes: list[Outcome] = []
+        self.events: list[Any] = []
+
+    async def send(self, frame: api.ConnectRequest) -> None:
+        await self.call.write(frame.SerializeToString())
+
+    async def raw(self, frame: bytes) -> None:
+        await self.call.write(frame)
+
+    async def frame(self) -> api.ConnectResponse | None:
+        """Return the next frame, None at the end of the stream."""
+        raw = await self.call.read()
+        return None if raw is grpc.aio.EOF else api.ConnectResponse.FromString(raw)
+
+    async def hello(self, device: str = "d1") -> api.Welcome:
+        await self.send(api.ConnectRequest(hello=api.Hello(device_id=device)))
+        frame = await self.frame()
+        assert frame is not None
+        assert frame.HasField("welcome"), frame
+        return frame.welcome
+
+    async def outcome(self) -> Outcome:
+        """Return the next outcome; events that come meanwhile are kept."""
+        while not self._outcomes:
+            await self._batch()
+        return self._outcomes.pop(0)
+
+    async def event(self) -> Any:
+        while not self.events:
+            await self._batch()
+        return self.events.pop(0)
+
+    async def _batch(self) -> None:
+        frame = await self.frame()
+        assert frame is not None
+        assert frame.HasField("batch"), frame
+        self._outcomes += frame.batch.outcomes
+        self.events += frame.batch.events
+
+    async def refusal(self) -> Any:
+        """Return the status of the FrameError that must come next."""
+        frame = await self.frame()
+        assert frame is not None
+        assert frame.HasField("frame_error"), frame
+        return frame.frame_error.status
+
+    async def goodbye(self) -> api.GoAway:
+        """Read on until GoAway, then the stream's end."""
+        while (frame := await self.frame()) is not None:
+            if frame.HasField("go_away"):
+                assert await self.frame() is None
+                return frame.go_away
+        raise AssertionError(f"no GoAway, the stream ended with {await self.call.code()} {await self.call.details()}")
+
+
+@dataclass
+class World:
+    """Everything that runs."""
+
+    gateway: Gateway
+    address: str
+    engines: EmbeddedEngines
+    metrics: CollectorRegistry
+    channel: grpc.aio.Channel
+    stack: AsyncExitStack
+    calls: list[Any] = field(default_factory=list)
+
+    @property
+    def stub(self) -> MessagingServiceStub:
+        return MessagingServiceStub(self.channel)
+
+    def stream(self, bearer: str | None, channel: grpc.aio.Channel | None = None) -> Device:
+        """Open a Connect stream; no token without a bearer."""
+        method = (channel or self.channel).stream_stream("/parley.api.v1.MessagingService/Connect")
+        call = method(metadata=auth(bearer) if bearer is not None else None, timeout=WAIT_SECONDS)
+        self.calls.append(call)
+        return Device(call)
+
+    async def device(self, user: str, device: str = "d1") -> Device:
+        """Open a stream and say Hello."""
+        opened = self.stream(token(user))
+        await opened.hello(device)
+        return opened
+
+    def value(self, name: str, **labels: str) -> float:
+        value = self.metrics.get_sample_value(name, labels)
+        assert value is not None, name
+        return value
+
+    async def alive(self) -> Self:
+        """Assert that the gateway serves others."""
+        carol = await self.device("carol", "probe")
+        command = message("carol", b"alive")
+        await carol.send(batch(command))
+        outcome = await carol.outcome()
+        assert outcome.request_id == command.request_id
+        assert outcome.accepted.seq > 0
+        carol.call.cancel()
+        return self
+
+
+@asynccontextmanager
+async def open_world(
+    *,
+    wrap_log: Callable[[EventLog], EventLog] = lambda log: log,
+    partitions: int = 1,
+    server: dict[str, Any] | None = None,
+    **settings: Any,
+) -> AsyncIterator[World]:
+    """Open engines, store, router and gateway; the gateway's log may be wrapped."""
+    clock, metrics = SystemClock(), CollectorRegistry()
+    configured = GatewaySettings(**{"listen": "127.0.0.1:0", **settings})
+    topics = {COMMANDS: partitions, EVENTS: partitions, OFFLINE: partitions, DEAD_LETTERS: partitions}
+    key = verifying_key(KEY.public_key())
+    assert key is not None
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        engines = await enter(open_embedded_engines(None, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, clock=clock))
+        internal = InProcessServer()
+        channel = InProcessChannel(internal)
+        stack.push_async_callback(internal.stop, None)
+        store = await enter(
+            open_store(
+                StoreSettings(), log=engines.log, timeline=engines.timeline, clock=clock, metrics=metrics, rng=random.Random(1)
+            )
+        )
+        store.register(internal)
+        gateway = await enter(
+            open_gateway(
+                configured,
+                log=wrap_log(engines.log),
+                store_channel=channel,
+                router_channel=channel,
+                verifier=TokenVerifier(KeyRing({"": key}), clock),
+                clock=clock,
+                metrics=metrics,
+                rng=random.Random(2),
+            )
+        )
+        gateway.register_internal(internal)
+        await enter(engines.registry.open_session(Instance("gateway", gateway.instance_id, "in-process")))
+
+        @asynccontextmanager
+        async def open_gateway_channel(_instance: Instance) -> AsyncIterator[grpc.aio.Channel]:
+            yield channel
+
+        router = await enter(
+            open_router(
+                RouterSettings(),
+                log=engines.log,
+                registry=engines.registry,
+                store_channel=channel,
+                open_gateway_channel=open_gateway_channel,
+                clock=clock,
+                metrics=metrics,
+                rng=random.Random(3),
+            )
+        )
+        router.register(internal)
+        running = await enter(
+            open_server(
+                bind=configured.listen, register=gateway.register_public, max_receive_bytes=configured.frame_bytes, **(server or {})
+            )
+        )
+        public = await enter(grpc.aio.insecure_channel(running.address))
+        world = World(gateway, running.address, engines, metrics, public, stack)
+        try:
+            yield world
+        finally:
+            for call in world.calls:
+                call.cancel()
+            await gateway.drain()
