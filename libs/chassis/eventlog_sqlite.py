@@ -76,7 +76,7 @@ class SqliteLog:
         self._dirtied = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._retention_days = retention_days
-        self._consumers: dict[str, set[SqliteConsumer]] = {topic: set() for topic in partitions}
+        self._consumers: dict[str, dict[SqliteConsumer, None]] = {topic: {} for topic in partitions}  # woken in order
 
     @property
     def epoch(self) -> int:
@@ -110,11 +110,11 @@ class SqliteLog:
             advance(partition.number, 0)
         positions = [self._offsets[group, name, partition.number] for partition in partitions]
         consumer = SqliteConsumer(topic, partitions, positions, advance)
-        self._consumers[topic].add(consumer)
+        self._consumers[topic][consumer] = None
         try:
             yield consumer
         finally:
-            self._consumers[topic].discard(consumer)
+            del self._consumers[topic][consumer]
             await self._flush_or_warn()
 
     async def trim(self) -> None:

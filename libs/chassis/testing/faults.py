@@ -10,7 +10,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 WRITE_FAILS: Final = "write fails"  # any subset of its groups is applied
 WRITE_LATE: Final = "write applied late"  # a group of a failed write, after the error came back
@@ -141,6 +143,15 @@ class Engine:
         task.add_done_callback(self._in_flight.pop)
         return task
 
+    async def ask(self, operation: Coroutine[Any, Any, T]) -> T:
+        """Run an operation that goes on if the asker is cancelled; nobody hears then how it ended."""
+        task = self.spawn(operation)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_ignore_outcome)
+            raise
+
     def is_away(self, stream: FaultStream) -> bool:
         """Tell whether the engine is away now; it may go away with this question."""
         now = asyncio.get_running_loop().time()
@@ -154,13 +165,21 @@ class Engine:
             await asyncio.wait(list(self._in_flight))
 
 
+def _ignore_outcome(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
 class Life:
     """One incarnation of a process, as its ports see it. Between any two steps it may be paused, or die; the dead do nothing."""
 
-    def __init__(self, name: str, stream: FaultStream, on_death: Callable[["Life"], None], crash_at_step: int = 0) -> None:
+    def __init__(
+        self, name: str, stream: FaultStream, on_death: Callable[["Life"], None], *, immortal: bool = False, crash_at_step: int = 0
+    ) -> None:
         self.name = name
         self.alive = True
         self.steps = 0
+        self._immortal = immortal  # the test's own processes
         self._stream = stream
         self._on_death = on_death
         self._crash_at_step = crash_at_step  # 0: by chance only
@@ -169,6 +188,8 @@ class Life:
         """Pass a point between two steps of the process."""
         self.require_alive()
         self.steps += 1
+        if self._immortal:
+            return
         if self.steps == self._crash_at_step or self._stream.happens(CRASH):
             self.die(where)
         elif self._stream.happens(PAUSE):

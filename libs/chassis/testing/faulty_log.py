@@ -59,7 +59,7 @@ class FaultyLog:
 
     async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:
         await self._life.step(f"before append to {topic}")
-        await asyncio.shield(self._engine.spawn(self._append(topic, partition, list(entries))))
+        await self._engine.ask(self._append(topic, partition, list(entries)))
         await self._life.step(f"after append to {topic}")
 
     async def _append(self, topic: str, partition: int, entries: list[LogEntry]) -> None:

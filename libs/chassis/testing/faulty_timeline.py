@@ -34,7 +34,7 @@ class FaultyTimeline:
 
     async def write(self, rows: Sequence[Row]) -> None:
         await self._life.step("before write")
-        await asyncio.shield(self._engine.spawn(self._write(rows)))
+        await self._engine.ask(self._write(rows))
         await self._life.step("after write")
 
     async def _write(self, rows: Sequence[Row]) -> None:

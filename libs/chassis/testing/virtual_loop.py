@@ -145,7 +145,7 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
             raise RuntimeError("another thread called into virtual time: run adapters on an InlineExecutor")
         return self.call_soon(callback, *args, context=context)
 
-    def run_in_executor(self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts) -> asyncio.Future[T]:  # noqa: ARG002
+    def run_in_executor(self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts) -> asyncio.Future[T]:
         raise RuntimeError(f"a thread would race with jumping time: run {func!r} on an InlineExecutor")
 
     def _process_events(self, event_list: list[Any]) -> None:

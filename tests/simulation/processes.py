@@ -1,0 +1,217 @@
+"""Simulated processes on simulated engines: each runs until it dies, and is started again on what the engines hold."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass
+from itertools import count
+from random import Random
+from typing import Any, TypeVar
+
+import structlog
+
+from chassis.embedded import open_embedded_engines
+from chassis.eventlog import EventLog
+from chassis.testing.faults import RATES, Engine, Faults, Life, Trace
+from chassis.testing.faulty_log import FaultyLog, LogEngine
+from chassis.testing.faulty_timeline import FaultyTimeline
+from chassis.testing.virtual_loop import PROCESS, START_WALL_MS, VirtualClock, VirtualLoop
+from chassis.timeline import Cell, Point, Row, Timeline
+
+T = TypeVar("T")
+
+RESTART_SECONDS_MAX = 10.0
+WEEK_MS = 7 * 24 * 3600 * 1000
+
+
+@dataclass(frozen=True)
+class Incarnation:
+    """One run of a process: what it is given, and lost when it dies."""
+
+    name: str
+    life: Life
+    log: EventLog
+    timeline: Timeline
+    rng: Random
+
+
+class NotingTimeline:
+    """A Timeline that notes which partitions exist and the stamp that each row ended with, to compare tables by."""
+
+    def __init__(self, inner: Timeline) -> None:
+        self._inner = inner
+        self.stamps: dict[Point, int] = {}
+
+    async def write(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            point = Point(row.table, row.partition, row.key)
+            self.stamps[point] = max(row.stamp, self.stamps.get(point, row.stamp))
+        await self._inner.write(rows)
+
+    async def read_points(self, points: Sequence[Point]) -> Mapping[Point, bytes]:
+        return await self._inner.read_points(points)
+
+    async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
+        return await self._inner.read_partitions(table, partitions, limit)
+
+    async def read_range(
+        self, table: str, partition: str, first_key: bytes, last_key: bytes, limit: int, *, descending: bool = False
+    ) -> Sequence[Cell]:
+        return await self._inner.read_range(table, partition, first_key, last_key, limit, descending=descending)
+
+    async def dump(self) -> dict[Point, tuple[int, bytes]]:
+        """Return every row with its stamp."""
+        values = await self._inner.read_points(sorted(self.stamps))
+        return {point: (self.stamps[point], value) for point, value in sorted(values.items())}
+
+
+class Simulation:
+    """One run: engines, faults, a clock, processes. Open it with `open_simulation`."""
+
+    def __init__(self, seed: int, rates: Mapping[str, float], trace: Trace) -> None:
+        self.seed = seed
+        self.bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # the first exception that a service logged
+        self.rng = Random(f"{seed}/workload")
+        self.trace = trace
+        self.faults = Faults(seed, trace, rates)
+        # Half of the runs begin around the turn of a log week, where rows of one conversation lie in several partitions.
+        turn_ms = START_WALL_MS // WEEK_MS * WEEK_MS + self.rng.randint(-1_800_000, 1_800_000)
+        self.clock = VirtualClock(turn_ms if self.rng.random() < 0.5 else START_WALL_MS)
+        self.tables = Engine("tables")
+        self.topics = LogEngine("log")
+        self.log: EventLog
+        self.timeline: NotingTimeline
+
+    def incarnate(self, name: str, *, immortal: bool = False) -> Incarnation:
+        """Give a process its ports."""
+        stream = self.faults.stream(name)
+        life = Life(name, stream, _cancel_tasks, immortal=immortal)
+        return Incarnation(
+            name,
+            life,
+            FaultyLog(self.log, self.topics, stream, life),
+            FaultyTimeline(self.timeline, self.tables, stream, life),
+            Random(f"{self.seed}/{name}/own"),
+        )
+
+    async def keep_running(self, name: str, main: Callable[[Incarnation], Awaitable[None]]) -> None:
+        """Run a process for ever: whenever it dies, start it again some seconds later. Raises what ends it while it lives."""
+        loop = _virtual_loop()
+        restarts = Random(f"{self.seed}/{name}/restarts")
+        for number in count(1):
+            incarnation = self.incarnate(f"{name}.{number}")
+            context = Context()
+            context.run(PROCESS.set, incarnation.name)
+            self.trace.note(incarnation.name, "starts")
+            task = loop.create_task(_run(main, incarnation), context=context)
+            try:
+                await asyncio.wait((task,))
+            finally:
+                living = incarnation.life.alive and not task.done()
+                if living:
+                    incarnation.life.die("the end")
+                while left := loop.live_tasks(incarnation.name):
+                    await asyncio.wait(left)
+            if incarnation.life.alive:
+                task.result()
+                raise AssertionError(f"{incarnation.name} ended by itself")
+            if not task.cancelled():
+                task.exception()  # the dying may say anything
+            await asyncio.sleep(restarts.uniform(0.0, RESTART_SECONDS_MAX))
+
+    async def run(self, *services: Coroutine[Any, Any, None], until: Awaitable[T]) -> T:
+        """Run services for ever (`keep_running`) until the awaitable ends, a service fails or one logs an exception."""
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(service) for service in services]
+            drive = group.create_task(_result_of(until))
+            await asyncio.wait((drive, self.bug), return_when=asyncio.FIRST_COMPLETED)
+            if self.bug.done():
+                self.bug.result()
+            for task in running:
+                task.cancel()
+        return drive.result()
+
+    async def settle(self) -> None:
+        """Wait until nothing is on its way to an engine."""
+        await self.tables.settle()
+        await self.topics.settle()
+
+
+async def _result_of(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+async def _run(main: Callable[[Incarnation], Awaitable[None]], incarnation: Incarnation) -> None:
+    await main(incarnation)
+
+
+def _cancel_tasks(life: Life) -> None:
+    for task in _virtual_loop().live_tasks(life.name):
+        task.cancel("crash")
+
+
+def _virtual_loop() -> VirtualLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
+@contextlib.asynccontextmanager
+async def open_simulation(
+    seed: int,
+    *,
+    topics: Mapping[str, int],
+    durable_topics: Sequence[str],
+    tables: Sequence[str],
+    rates: Mapping[str, float] = RATES,
+    keep_trace: bool = False,
+) -> AsyncIterator[Simulation]:
+    """Open engines in memory that outlive every process of this run. What services log goes to the trace."""
+    trace = Trace(keep_all=keep_trace)
+    simulation = Simulation(seed, rates, trace)
+    with _logging_to(simulation):
+        async with open_embedded_engines(
+            None, topics=topics, durable_topics=durable_topics, tables=tables, clock=simulation.clock
+        ) as engines:
+            simulation.log = engines.log
+            simulation.timeline = NotingTimeline(engines.timeline)
+            try:
+                yield simulation
+            except BaseException as error:
+                error.add_note("the end of the trace:\n  " + "\n  ".join(trace.lines))
+                raise
+
+
+@contextlib.asynccontextmanager
+async def open_fresh_timeline(simulation: Simulation, tables: Sequence[str]) -> AsyncIterator[NotingTimeline]:
+    """Open empty tables beside the run's own."""
+    async with open_embedded_engines(None, topics={}, durable_topics=(), tables=tables, clock=simulation.clock) as engines:
+        yield NotingTimeline(engines.timeline)
+
+
+@contextlib.contextmanager
+def _logging_to(simulation: Simulation) -> Iterator[None]:
+    def note(_logger: Any, level: str, event: MutableMapping[str, Any]) -> Any:
+        details = " ".join(f"{name}={value}" for name, value in event.items() if isinstance(value, str | int | float))
+        simulation.trace.note(PROCESS.get(), f"{level}: {details}")
+        error = event.get("exc_info")
+        if isinstance(error, BaseException) and not simulation.bug.done():
+            simulation.bug.set_exception(error)
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[note], cache_logger_on_first_use=False)
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def hash_of(rows: Mapping[Point, tuple[int, bytes]]) -> str:
+    """Return a hash over tables, the same in every process."""
+    digest = hashlib.sha256()
+    for point, (stamp, value) in rows.items():
+        digest.update(f"{point.table}/{point.partition}/{point.key.hex()} {stamp} {value.hex()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,192 @@
+"""Judges the store's work: tables against the log, against a replay of it, and against what was published."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from store_workload import Workload
+
+from chassis.errors import reason_of
+from chassis.timeline import Point
+from parley.api.v1.events_pb2 import ConversationKind, Event
+from parley.api.v1.messaging_service_pb2 import ServerBatch
+from parley.log.v1.records_pb2 import CommandRecord, DeadLetter, EventRecord
+from parley.store.v1.rows_pb2 import HeadRow, InboxRow, MemberRow
+from parley_checker.history import Answered, Device, Entry, entry_of
+from parley_checker.judge import judge
+from parley_checker.verdict import Verdict
+from services.store import rows
+
+Tables = Mapping[Point, tuple[int, bytes]]
+STORIES_MAX = 10  # a kind
+
+
+@dataclass
+class Story:
+    """The verdict of one run, and the counts that show that it was not empty."""
+
+    verdict: Verdict
+    faults: list[str] = field(default_factory=list)
+    records: int = 0
+    published: int = 0
+    dead_letters: int = 0
+
+
+def judge_store(
+    workload: Workload,
+    records: Sequence[CommandRecord],
+    events: Sequence[EventRecord],
+    letters: Sequence[bytes],
+    tables: Tables,
+    replayed: Tables,
+) -> Story:
+    """Judge one run, after heal and quiet."""
+    timelines = _timelines(tables)
+    entries = {conversation_id: [entry_of(event) for event in timeline.values()] for conversation_id, timeline in timelines.items()}
+    history = workload.history
+    history.readings["tables"] = entries
+    faults = [*_collect_answers(workload, events)]
+    verdict = judge(history)
+    faults += verdict.stories
+    faults += _differences(tables, replayed)
+    faults += _judge_events(events, timelines, entries)
+    faults += _judge_inboxes(tables, timelines)
+    faults += _judge_watermarks(workload, records, tables, timelines)
+    found = {DeadLetter.FromString(letter).value for letter in letters}
+    wanted = {(device, request_id) for device, request_id in workload.undecidable}
+    lettered = {(Device(r.user_id, r.device_id), r.command.request_id) for r in map(CommandRecord.FromString, found)}
+    if lettered != wanted:
+        faults.append(f"dead letters differ: missing {sorted(wanted - lettered)}, foreign {sorted(lettered - wanted)}")
+    return Story(verdict, faults, len(records), len(events), len(letters))
+
+
+def _timelines(tables: Tables) -> dict[str, dict[int, Event]]:
+    timelines: defaultdict[str, dict[int, Event]] = defaultdict(dict)
+    for point, (_, value) in tables.items():
+        if point.table == rows.TIMELINE:
+            event = Event.FromString(value)
+            timelines[event.conversation_id][event.seq] = event
+    return {conversation_id: dict(sorted(timeline.items())) for conversation_id, timeline in sorted(timelines.items())}
+
+
+def _collect_answers(workload: Workload, events: Sequence[EventRecord]) -> Iterator[str]:
+    """Put the published outcomes into the history; yield what is wrong with them by themselves."""
+    answered: set[tuple[Device, bytes]] = set()
+    for record in events:
+        device = Device(record.user_id, record.device_id)
+        for outcome in ServerBatch.FromString(record.own).outcomes:
+            request = device, outcome.request_id
+            answered.add(request)
+            reason = reason_of(outcome.rejected) if outcome.WhichOneof("result") == "rejected" else ""
+            if reason == "DEAD_LETTERED":
+                if request not in workload.undecidable:
+                    yield f"{device} {outcome.request_id.hex()} was dead-lettered: {outcome.rejected.message}"
+            elif reason == "REQUEST_ID_REUSED":
+                if request not in workload.reused:
+                    yield f"{device} {outcome.request_id.hex()} was refused as reused and was not"
+            else:
+                seq = outcome.accepted.seq
+                workload.history.device(*device).answered.append(Answered(outcome.request_id, record.conversation_id, seq))
+    for device, own in workload.history.devices.items():
+        for asked in own.asked:
+            if (device, asked.request_id) not in answered:
+                yield f"{device} {asked.request_id.hex()} ({asked.kind}) was never answered"
+
+
+def _differences(tables: Tables, replayed: Tables) -> Iterator[str]:
+    """G22: the log applied again, record by record and without faults, gives the same rows."""
+    different = [point for point in sorted({*tables, *replayed}) if tables.get(point) != replayed.get(point)]
+    for point in different[:STORIES_MAX]:
+        yield f"{point.table} {point.partition} {point.key!r}: {_told(point, tables)}, replayed {_told(point, replayed)}"
+
+
+def _told(point: Point, tables: Tables) -> str:
+    if point not in tables:
+        return "nothing"
+    stamp, value = tables[point]
+    kinds = {rows.TIMELINE: Event, rows.INBOX: InboxRow, rows.STATE: HeadRow if point.key == rows.HEAD_KEY else MemberRow}
+    kind = kinds.get(point.table)
+    return f"at {stamp} {' '.join(str(kind.FromString(value) if kind else value.hex()).split())}"
+
+
+def _judge_events(
+    events: Sequence[EventRecord], timelines: Mapping[str, Mapping[int, Event]], entries: Mapping[str, Sequence[Entry]]
+) -> Iterator[str]:
+    """Every stored event is published, as stored, in order, to exactly those who were members then."""
+    recipients = {conversation_id: _members_by_seq(timeline) for conversation_id, timeline in entries.items()}
+    heads: defaultdict[str, int] = defaultdict(int)
+    for record in events:
+        for event in ServerBatch.FromString(record.shared).events:
+            conversation_id, seq = event.conversation_id, event.seq
+            if seq == heads[conversation_id] + 1:
+                heads[conversation_id] = seq
+            elif seq > heads[conversation_id]:
+                yield f"{conversation_id} seq {seq} was published before seq {heads[conversation_id] + 1}"
+            if event != timelines.get(conversation_id, {}).get(seq):
+                yield f"{conversation_id} seq {seq} was published otherwise than it is stored"
+            elif conversation_id.startswith("g_") and {*record.recipients} != (seen := recipients[conversation_id][seq]):
+                yield f"{conversation_id} seq {seq} went to {sorted(record.recipients)}, not {sorted(seen)}"
+    for conversation_id, timeline in timelines.items():
+        if heads[conversation_id] != len(timeline):
+            yield f"{conversation_id} was published up to seq {heads[conversation_id]} of {len(timeline)}"
+
+
+def _members_by_seq(timeline: Sequence[Entry]) -> dict[int, set[str]]:
+    """Return who sees each event of a group: the joining and the leaving included."""
+    members: set[str] = set()
+    seen: dict[int, set[str]] = {}
+    for entry in timeline:
+        members |= {*entry.joined}
+        seen[entry.seq] = set(members)
+        members -= {*entry.left}
+    return seen
+
+
+def _judge_inboxes(tables: Tables, timelines: Mapping[str, Mapping[int, Event]]) -> Iterator[str]:
+    """G12: what each user's rows say equals what counting says."""
+    for point, (_, value) in tables.items():
+        if point.table != rows.INBOX:
+            continue
+        user, conversation_id, inbox = point.partition, point.key.decode(), InboxRow.FromString(value)
+        member = MemberRow.FromString(tables[Point(rows.STATE, conversation_id, user.encode())][1])
+        timeline = timelines[conversation_id]
+        head = member.stays[-1].last_seq or len(timeline)
+        unread = sum(
+            event.WhichOneof("content") == "message" and event.actor_user_id != user
+            for seq, event in timeline.items()
+            if inbox.read_seq < seq <= head
+        )
+        if inbox.kind == ConversationKind.CONVERSATION_KIND_SELF:
+            unread = 0
+        told = (inbox.head_seq, inbox.unread_count, inbox.read_seq, inbox.delivered_seq, inbox.left)
+        counted = (head, unread, member.read_seq, member.delivered_seq, bool(member.stays[-1].last_seq))
+        if told != counted:
+            yield f"{user}'s inbox says of {conversation_id} (head, unread, read, delivered, left) = {told}, counted {counted}"
+        if not inbox.read_seq <= inbox.delivered_seq <= head:
+            yield f"{user}'s watermarks in {conversation_id} are {inbox.read_seq}, {inbox.delivered_seq} at head {head}"
+
+
+def _judge_watermarks(
+    workload: Workload, records: Sequence[CommandRecord], tables: Tables, timelines: Mapping[str, Mapping[int, Event]]
+) -> Iterator[str]:
+    """G11 in 1-1 conversations: watermarks are what a few lines of arithmetic over the log say."""
+    for conversation_id, users in workload.directs.items():
+        seq_of = {(e.actor_device_id, e.request_id): seq for seq, e in timelines.get(conversation_id, {}).items()}
+        head, delivered, read = 0, dict.fromkeys(users, 0), dict.fromkeys(users, 0)
+        for record in records:
+            user = record.user_id
+            if record.conversation_id != conversation_id or user not in read:
+                continue
+            if record.WhichOneof("body") == "ack":
+                mark = min(record.ack.read_seq, head)
+                read[user] = max(read[user], mark)
+                delivered[user] = max(delivered[user], min(record.ack.delivered_seq, head), mark)
+            elif seq_of.get((record.device_id, record.command.request_id), 0) == head + 1:
+                read[user] = max(read[user], min(record.command.seen_seq, head))
+                delivered[user] = max(delivered[user], read[user])
+                head += 1
+        for user in read if head else ():
+            member = MemberRow.FromString(tables[Point(rows.STATE, conversation_id, user.encode())][1])
+            told, counted = (member.delivered_seq, member.read_seq), (delivered[user], read[user])
+            if told != counted:
+                yield f"{user}'s watermarks in {conversation_id} are {told}, the log says {counted}"

@@ -1,0 +1,221 @@
+"""The store alone: live workers on one log and one set of tables, fed with records, judged by what they wrote and published.
+
+`python store_world.py SEED` runs one seed with its whole trace.
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from random import Random
+
+from processes import Incarnation, NotingTimeline, Simulation, hash_of, open_fresh_timeline, open_simulation
+from prometheus_client import CollectorRegistry
+from store_judge import Story, judge_store
+from store_workload import Workload
+
+from chassis.eventlog import LogBatch, LogEntry, LogRecord, LogUnavailableError, partition_for
+from chassis.testing.faults import LATE_SECONDS_MAX, PAUSE_SECONDS_MAX, RATES, WALL_JUMP
+from chassis.testing.virtual_loop import VirtualLoop, run_virtual
+from parley.log.v1.records_pb2 import CommandRecord, EventBatch, EventRecord
+from parley_checker.history import Device
+from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from services.store.app import open_store
+from services.store.apply import Applier
+from services.store.config import StoreSettings
+from services.store.metrics import StoreMetrics
+from services.store.recent import RecentEvents
+from services.store.rows import TABLES
+
+WORKERS = 2  # both live, on the same partitions: each is the other's zombie
+COMMANDS_A_DEVICE = 12  # with some 8 devices a hundred records: enough to meet most faults, few enough for many seeds
+SETTINGS = StoreSettings(poll_records=20, bucket_bits=2, max_conversations=2, recent_bytes=2_000)  # tiny: every path is walked
+RUN_LIMIT_SECONDS = 4 * 3600.0
+QUIET_SECONDS = LATE_SECONDS_MAX + PAUSE_SECONDS_MAX + 60.0  # after it everybody who was away is back, and everything late came
+
+
+@dataclass
+class Report:
+    """What one run was, for comparing runs and for counting."""
+
+    digest: str
+    story: Story
+    faults: dict[str, int] = field(default_factory=dict)
+    virtual_seconds: float = 0.0
+    turns: int = 0
+    trace: list[str] = field(default_factory=list)
+
+
+class StoreWorld:
+    """The store's processes in one simulation, and what comes out of them."""
+
+    def __init__(self, simulation: Simulation, settings: StoreSettings) -> None:
+        self.simulation = simulation
+        self.workload = Workload(simulation.rng)
+        self._settings = settings
+        self._gateway = simulation.incarnate("gateway", immortal=True)
+        self.events: list[EventRecord] = []
+        self._events_came = asyncio.Event()
+
+    async def run(self) -> Story:
+        """Feed, heal, wait, replay, judge."""
+        simulation = self.simulation
+        workers = [simulation.keep_running(f"store-{n}", self._work) for n in range(WORKERS)]
+        reader = asyncio.create_task(self._read_events())
+        await simulation.run(*workers, until=self._drive())
+        reader.cancel()
+        await simulation.settle()
+        records = await self._read_all(COMMANDS)
+        async with open_fresh_timeline(simulation, TABLES) as fresh:
+            await self._replay(records, fresh)
+            return judge_store(
+                self.workload,
+                [CommandRecord.FromString(record.value) for _, record in records],
+                self.events,
+                [record.value for _, record in await self._read_all(DEAD_LETTERS)],
+                await simulation.timeline.dump(),
+                await fresh.dump(),
+            )
+
+    async def _work(self, process: Incarnation) -> None:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(
+                open_store(
+                    self._settings,
+                    log=process.log,
+                    timeline=process.timeline,
+                    clock=self.simulation.clock,
+                    metrics=CollectorRegistry(),
+                    rng=process.rng,
+                )
+            )
+            await asyncio.Event().wait()
+
+    async def _drive(self) -> None:
+        """Let the devices ask, end the faults, and wait until all of it is answered and everything is quiet."""
+        workload = self.workload
+        devices = workload.devices()
+        jumps = asyncio.create_task(self._jump_walls())
+        await asyncio.gather(*(self._ask(device, number) for number, device in enumerate(devices)))
+        jumps.cancel()
+        self.simulation.faults.heal()
+        await asyncio.sleep(QUIET_SECONDS)
+        await self.simulation.settle()
+        last = []
+        for peer in ("alice", "bob", "carol"):  # a few, so that every partition has a last record that must be answered
+            record = workload.message(devices[0], peer, "the last")
+            last.append(record.command.request_id)
+            await self._append(record)
+        while not all(any(request_id in event.own for event in self.events) for request_id in last):
+            self._events_came.clear()
+            await self._events_came.wait()
+        await asyncio.sleep(QUIET_SECONDS)
+
+    async def _ask(self, device: Device, number: int) -> None:
+        rng = Random(f"{self.simulation.seed}/device {number}")
+        await asyncio.sleep(rng.uniform(0.0, 5.0))
+        for record in self.workload.records(device, COMMANDS_A_DEVICE):
+            await self._append(record)
+            await asyncio.sleep(rng.choice((0.0, 0.0, rng.uniform(0.0, 0.1), rng.uniform(0.0, 20.0))))
+
+    async def _append(self, record: CommandRecord) -> None:
+        """Append as a gateway does that keeps a sender's order: again until it is known to be in the log."""
+        key = record.conversation_id.encode()
+        partition = partition_for(key, await self.simulation.log.partition_count(COMMANDS))
+        while True:
+            try:
+                await self._gateway.log.append(COMMANDS, partition, [LogEntry(key, record.SerializeToString())])
+            except LogUnavailableError:
+                await asyncio.sleep(self._gateway.rng.uniform(0.01, 0.5))
+            else:
+                return
+
+    async def _jump_walls(self) -> None:
+        """Move the log's clock an hour back or forward now and then."""
+        stream = self.simulation.faults.stream("clock")
+        while True:
+            await asyncio.sleep(stream.rng.uniform(1.0, 20.0))
+            if stream.happens(WALL_JUMP):
+                self.simulation.clock.jump_wall(stream.rng.choice((-3600.0, 3600.0)))
+
+    async def _read_events(self) -> None:
+        async with self.simulation.log.open_consumer(EVENTS, "judge") as consumer:
+            while True:
+                batch = await consumer.poll(100)
+                for record in batch.records:
+                    self.events.extend(EventBatch.FromString(record.value).events)
+                consumer.done(batch)
+                self._events_came.set()
+
+    async def _read_all(self, topic: str) -> list[tuple[int, LogRecord]]:
+        """Return all that is in a topic now, a partition after the other."""
+        log = self.simulation.log
+        found: list[tuple[int, LogRecord]] = []
+        async with log.open_consumer(topic, f"judge of {topic}") as consumer:
+            while True:
+                try:
+                    async with asyncio.timeout(1.0):
+                        batch = await consumer.poll(1000)
+                except TimeoutError:
+                    return sorted(found, key=lambda item: (item[0], item[1].offset))
+                found.extend((batch.partition, record) for record in batch.records)
+                consumer.done(batch)
+
+    async def _replay(self, records: list[tuple[int, LogRecord]], fresh: NotingTimeline) -> None:
+        """Apply the log from zero to empty tables, without faults, one record at a time."""
+        process = self.simulation.incarnate("replay", immortal=True)
+        applier = Applier(
+            self._settings,
+            log=_Unheard(self.simulation.log.epoch),
+            timeline=fresh,
+            recent=RecentEvents(self._settings.recent_bytes),
+            clock=self.simulation.clock,
+            metrics=StoreMetrics(CollectorRegistry()),
+            rng=process.rng,
+        )
+        for partition, record in records:
+            await applier.apply(LogBatch(partition, [record]))
+
+
+class _Unheard:
+    """The log of a replay: what is published again goes nowhere."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    async def append(self, topic: str, partition: int, entries: list[LogEntry]) -> None:
+        """Forget it."""
+
+
+def run_seed(
+    seed: int,
+    *,
+    rates: Mapping[str, float] = RATES,
+    settings: StoreSettings = SETTINGS,
+    partitions: int = 0,
+    keep_trace: bool = False,
+) -> Report:
+    """Run one seed and judge it; raises if the contract broke. `partitions` 0: one or two, as the seed says."""
+
+    async def main(rng: Random) -> Report:
+        count = partitions or rng.randint(1, 2)
+        topics = {COMMANDS: count, EVENTS: count, OFFLINE: count, DEAD_LETTERS: count}
+        async with open_simulation(
+            seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=rates, keep_trace=keep_trace
+        ) as simulation:
+            story = await StoreWorld(simulation, settings).run()
+            simulation.trace.note("judge", f"tables {hash_of(await simulation.timeline.dump())}")
+            if story.faults:
+                raise AssertionError("the contract broke:\n  " + "\n  ".join(story.faults))
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, VirtualLoop)
+            digest, lines = simulation.trace.digest(), list(simulation.trace.lines) if keep_trace else []
+            return Report(digest, story, dict(simulation.faults.counts), loop.time(), loop.turns, lines)
+
+    return run_virtual(main, seed, RUN_LIMIT_SECONDS)
+
+
+if __name__ == "__main__":
+    report = run_seed(int(sys.argv[1]), keep_trace=True)
+    sys.stdout.write("\n".join([*report.trace, report.digest, ""]))
