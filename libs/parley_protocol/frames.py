@@ -19,12 +19,15 @@ HEARTBEAT_FIELD = _prefix(7) + b"\x00"
 _BATCH_TAG = _prefix(2)  # ConnectResponse.batch
 
 
+_SMALL = tuple(
+    bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80, number >> 7)) for number in range(0x4000)
+)  # one or two bytes: lengths and most seqs, looked up because every message needs twenty
+
+
 def varint(number: int) -> bytes:
     """Encode a number >= 0 as protobuf does."""
-    if number < 0x80:
-        return bytes((number,))
     if number < 0x4000:
-        return bytes((number & 0x7F | 0x80, number >> 7))
+        return _SMALL[number]
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from chassis.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from parley.api.v1.commands_pb2 import Role, SendMessage
-from parley.api.v1.events_pb2 import ConversationKind
 from parley.log.v1.records_pb2 import CommandRecord, MembershipChange
 from parley_protocol.ids import direct_conversation_id
 from parley_protocol.limits import Rules
-from services.store.state import ConversationState, Member
+from services.store.state import DIRECT, GROUP, SELF, ConversationState, Member
 
 
 class UndecidableError(Exception):
@@ -40,7 +39,7 @@ def require_member(state: ConversationState, user: str) -> Member:
 def require_group(state: ConversationState, user: str) -> Member:
     """Return the member who acts on a group's membership or settings."""
     member = require_member(state, user)
-    if state.kind != ConversationKind.CONVERSATION_KIND_GROUP:
+    if state.kind != GROUP:
         raise FailedPrecondition("WRONG_CONVERSATION_KIND", "only groups have members, roles and settings that change")
     return member
 
@@ -64,8 +63,7 @@ def send_message(state: ConversationState, record: CommandRecord, payload: bytes
         raise InvalidArgument("REPLY_TARGET_INVALID", "reply_to_seq names no event that you can see")
 
     def begin() -> list[MembershipChange]:
-        kinds = ConversationKind
-        state.kind = kinds.CONVERSATION_KIND_SELF if peer == user else kinds.CONVERSATION_KIND_DIRECT
+        state.kind = SELF if peer == user else DIRECT
         for name in dict.fromkeys((user, peer)):
             state.members[name] = Member([(1, 0)], Role.ROLE_MEMBER, 1, 0, 0, 0)
         state.membership_changed()

@@ -17,7 +17,7 @@ from chassis.errors import Internal, status_of
 from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogUnavailableError
 from chassis.tasks import Tasks
 from chassis.timeline import Row, Timeline, TimelineUnavailableError
-from parley.log.v1.records_pb2 import CommandRecord, DeadLetter, EventBatch, EventRecord
+from parley.log.v1.records_pb2 import CommandRecord, DeadLetter
 from parley_protocol.frames import OUTCOME_TAG, field
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS
 from services.store import encoding, rows
@@ -27,6 +27,7 @@ from services.store.decide import Effect, NewerRulesError, decide
 from services.store.memory import Decodable, Loaded, PartitionMemory
 from services.store.metrics import StoreMetrics
 from services.store.recent import RecentEvents
+from services.store.seen_keys import key_hash
 from services.store.state import NewerEpochError, Position
 
 GROUP = "store"
@@ -155,6 +156,10 @@ class Applier:
         memory.finish(batch.records[-1].offset + 1)
 
         metrics = self._metrics
+        metrics.accepted.inc(work.accepted)
+        metrics.rejected.inc(work.rejected)
+        metrics.acked.inc(work.acked)
+        metrics.answered_again.inc(work.answered_again)
         metrics.batch_records.observe(len(batch.records))
         metrics.load.observe(loaded_at - started)
         metrics.decide.observe(decided_at - loaded_at)
@@ -177,7 +182,7 @@ class Applier:
             key = b""
             if record.WhichOneof("body") == "command":
                 key = rows.request_key(record.device_id, record.command.request_id)
-            decodable.append(Decodable(raw.offset, raw.time_ms, record, key))
+            decodable.append(Decodable(raw.offset, raw.time_ms, record, key, key_hash(key) if key else 0))
         return decodable
 
     def _decide(
@@ -196,18 +201,6 @@ class Applier:
             self._metrics.without_effect.inc()
             return
         work.add(loaded, item, effect)
-        self._count(effect)
-
-    def _count(self, effect: Effect) -> None:
-        metrics = self._metrics
-        if effect.event:
-            metrics.accepted.inc()
-        elif effect.fate is not None:
-            metrics.rejected.inc()
-        elif effect.actor:
-            metrics.acked.inc()
-        else:
-            metrics.answered_again.inc()
 
 
 class _Work:
@@ -218,19 +211,27 @@ class _Work:
         self._rows: dict[tuple[str, str, bytes], Row] = {}  # a row stands once: the last decision about it wins
         self.touched: dict[str, Loaded] = {}
         self.events: list[tuple[str, int, bytes]] = []
-        self.records: list[EventRecord] = []
+        self.records: list[bytes] = []  # encoded elements of EventBatch.events
+        self.accepted = self.rejected = self.acked = self.answered_again = 0
 
     def add(self, loaded: Loaded, item: Decodable, effect: Effect) -> None:
         record = item.record
         conversation_id = record.conversation_id
         self.touched[conversation_id] = loaded
         if effect.event:
+            self.accepted += 1
             self._put(rows.event_row(conversation_id, effect.seq, effect.event, effect.stamp, self._bucket_bits))
             self.events.append((conversation_id, effect.seq, effect.event))
             loaded.counts[effect.seq] = loaded.state.message_count
+        elif effect.fate is not None:
+            self.rejected += 1
+        elif effect.actor:
+            self.acked += 1
+        else:
+            self.answered_again += 1
         if effect.fate is not None:
             self._put(rows.fate_row(conversation_id, record.user_id, item.key, effect.fate, effect.stamp))
-            loaded.remember(record.user_id, item.key, effect.fate)
+            loaded.remember(record.user_id, item, effect.fate)
         self.records.append(_event_record(record, effect))
 
     def _put(self, row: Row) -> None:
@@ -248,35 +249,34 @@ class _Work:
         return first, second
 
 
-def _event_record(record: CommandRecord, effect: Effect) -> EventRecord:
-    return EventRecord(
-        conversation_id=record.conversation_id,
-        seq=effect.seq,
-        user_id=record.user_id,
-        device_id=record.device_id,
-        gateway_id=record.gateway_id,
-        session_id=record.session_id,
-        shared=effect.shared,
-        own=effect.own,
-        actor=effect.actor,
-        recipients=effect.recipients,
+def _event_record(record: CommandRecord, effect: Effect) -> bytes:
+    return encoding.event_record(
+        record.conversation_id,
+        effect.seq,
+        record.user_id,
+        record.device_id,
+        record.gateway_id,
+        record.session_id,
+        effect.shared,
+        effect.own,
+        effect.actor,
+        effect.recipients,
         all_members=effect.all_members,
         membership_changes=effect.membership_changes,
         wakes=effect.wakes,
     )
 
 
-def _event_batches(records: Sequence[EventRecord], max_bytes: int) -> list[LogEntry]:
-    """Pack records into as few log entries as their size allows."""
-    entries, batch, size = [], EventBatch(), 0
-    for record in records:
-        length = record.ByteSize()
-        if size and size + length > max_bytes:
-            entries.append(LogEntry(b"", batch.SerializeToString()))
-            batch, size = EventBatch(), 0
-        batch.events.append(record)
-        size += length
-    entries.append(LogEntry(b"", batch.SerializeToString()))
+def _event_batches(records: Sequence[bytes], max_bytes: int) -> list[LogEntry]:
+    """Pack encoded elements of EventBatch.events into as few log entries as their size allows."""
+    entries: list[LogEntry] = []
+    first = size = 0
+    for index, record in enumerate(records):
+        if size and size + len(record) > max_bytes:
+            entries.append(LogEntry(b"", b"".join(records[first:index])))
+            first, size = index, 0
+        size += len(record)
+    entries.append(LogEntry(b"", b"".join(records[first:])))
     return entries
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from chassis.errors import AlreadyExists, ServiceError, status_of
-from parley.api.v1.events_pb2 import Ack, ConversationKind, Event
+from parley.api.v1.events_pb2 import Ack, Event
 from parley.log.v1.records_pb2 import CommandRecord, MembershipChange, RawCommand
 from parley_protocol.frames import EVENT_TAG, INBOX_CHANGE_TAG, OUTCOME_TAG, RECEIPT_TAG
 from parley_protocol.frames import field as encoded_field
@@ -19,7 +19,7 @@ from parley_protocol.limits import RULES, RULES_VERSION, Rules
 from services.store import encoding, membership
 from services.store.actions import Change, UndecidableError, send_message
 from services.store.membership import is_creation_of
-from services.store.state import ConversationState, Member, Position
+from services.store.state import DIRECT, GROUP, ConversationState, Member, Position
 
 DEDUPE_MS = 14 * 24 * 3600 * 1000  # a request_id is remembered for 14 days of log time
 NAMED_RECIPIENTS_MAX = 32  # up to here an event names its recipients; beyond, routers look them up
@@ -226,7 +226,7 @@ def _again(state: ConversationState, record: CommandRecord, fate: Fate, known: K
         MembershipChange(user_id=user, joined=first == fate.seq)
         for user, member in state.members.items()
         for first, last in member.stays
-        if fate.seq in (first, last) and state.kind == ConversationKind.CONVERSATION_KIND_GROUP
+        if fate.seq in (first, last) and state.kind == GROUP
     ]
     return effect
 
@@ -258,7 +258,7 @@ def _decide_ack(state: ConversationState, record: CommandRecord, position: Posit
     if delivers:
         member.delivered_seq = delivered_seq
     state.touch_member(user)
-    if state.kind == ConversationKind.CONVERSATION_KIND_DIRECT:
+    if state.kind == DIRECT:
         state.touch_inboxes()  # the peer's row holds these watermarks too
     return _receipt(state, user, member, log_ms)
 

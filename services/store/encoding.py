@@ -4,8 +4,11 @@ Fields stand in the order of their numbers, so the bytes equal those of the gene
 building nested messages field by field costs three times as much.
 """
 
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
+from parley.log.v1.records_pb2 import MembershipChange
 from parley_protocol.frames import varint
 
 PAYLOAD_HASH_BYTES = 16
@@ -22,14 +25,25 @@ CONTENT_TAGS = {
 }
 
 
+@lru_cache(maxsize=64)  # a batch of the log has one time
 def timestamp(time_ms: int) -> bytes:
     """Encode a google.protobuf.Timestamp."""
     seconds, millis = divmod(time_ms, 1000)
     return (b"\x08" + varint(seconds) if seconds else b"") + (b"\x10" + varint(millis * 1_000_000) if millis else b"")
 
 
-def _text(tag: bytes, encoded: bytes) -> bytes:
+@lru_cache(maxsize=16_384)  # ids come again with every message; ~200 bytes an entry
+def _id(tag: bytes, text: str) -> bytes:
+    encoded = text.encode()
     return tag + varint(len(encoded)) + encoded if encoded else b""
+
+
+def _bytes(tag: bytes, value: bytes) -> bytes:
+    return tag + varint(len(value)) + value if value else b""
+
+
+def _number(tag: bytes, value: int) -> bytes:
+    return tag + varint(value) if value else b""
 
 
 def event(
@@ -46,13 +60,16 @@ def event(
     """Encode a parley.api.v1.Event whose content is encoded already; `time` is an encoded Timestamp."""
     return b"".join(
         (
-            _text(b"\x0a", conversation_id.encode()),
-            b"\x10" + varint(seq),
-            b"\x1a" + varint(len(time)) + time,
-            _text(b"\x22", user_id.encode()),
-            _text(b"\x2a", device_id.encode()),
-            _text(b"\x32", request_id),
-            b"\x38" + varint(count) if count else b"",
+            _id(b"\x0a", conversation_id),
+            b"\x10",
+            varint(seq),
+            b"\x1a",
+            varint(len(time)),
+            time,
+            _id(b"\x22", user_id),
+            _id(b"\x2a", device_id),
+            _bytes(b"\x32", request_id),
+            _number(b"\x38", count),
             CONTENT_TAGS[content],
             varint(len(payload)),
             payload,
@@ -64,32 +81,109 @@ def accepted(request_id: bytes, conversation_id: str, seq: int, count: int, time
     """Encode a parley.api.v1.Outcome with Accepted."""
     body = b"".join(
         (
-            _text(b"\x0a", conversation_id.encode()),
-            b"\x10" + varint(seq),
-            b"\x18" + varint(count) if count else b"",
-            b"\x22" + varint(len(time)) + time,
+            _id(b"\x0a", conversation_id),
+            b"\x10",
+            varint(seq),
+            _number(b"\x18", count),
+            b"\x22",
+            varint(len(time)),
+            time,
             b"\x28\x01" if duplicate else b"",
         )
     )
-    return _text(b"\x0a", request_id) + b"\x12" + varint(len(body)) + body
+    return b"".join((_bytes(b"\x0a", request_id), b"\x12", varint(len(body)), body))
 
 
 def rejected(request_id: bytes, status: bytes) -> bytes:
     """Encode a parley.api.v1.Outcome with an encoded google.rpc.Status."""
-    return _text(b"\x0a", request_id) + b"\x1a" + varint(len(status)) + status
+    return _bytes(b"\x0a", request_id) + b"\x1a" + varint(len(status)) + status
 
 
 def receipt(conversation_id: str, user_id: str, delivered_seq: int, read_seq: int, time: bytes) -> bytes:
     """Encode a parley.api.v1.Receipt."""
     return b"".join(
         (
-            _text(b"\x0a", conversation_id.encode()),
-            _text(b"\x12", user_id.encode()),
-            b"\x18" + varint(delivered_seq) if delivered_seq else b"",
-            b"\x20" + varint(read_seq) if read_seq else b"",
-            b"\x2a" + varint(len(time)) + time,
+            _id(b"\x0a", conversation_id),
+            _id(b"\x12", user_id),
+            _number(b"\x18", delivered_seq),
+            _number(b"\x20", read_seq),
+            b"\x2a",
+            varint(len(time)),
+            time,
         )
     )
+
+
+def inbox_change(
+    conversation_id: str, head_seq: int, message_count: int, delivered_seq: int, read_seq: int, unread_count: int, version: int
+) -> bytes:
+    """Encode a parley.api.v1.InboxChange."""
+    return b"".join(
+        (
+            _id(b"\x0a", conversation_id),
+            _number(b"\x10", head_seq),
+            _number(b"\x18", message_count),
+            _number(b"\x20", delivered_seq),
+            _number(b"\x28", read_seq),
+            _number(b"\x30", unread_count),
+            _number(b"\x38", version),
+        )
+    )
+
+
+def dedupe_row(
+    epoch: int, partition: int, offset: int, log_ms: int, payload_hash: bytes, seq: int, count: int, rejection: bytes
+) -> bytes:
+    """Encode a parley.store.v1.DedupeRow."""
+    return b"".join(
+        (
+            _number(b"\x08", epoch),
+            _number(b"\x10", partition),
+            _number(b"\x18", offset),
+            _number(b"\x20", log_ms),
+            _bytes(b"\x2a", payload_hash),
+            _number(b"\x30", seq),
+            _number(b"\x38", count),
+            _bytes(b"\x42", rejection),
+        )
+    )
+
+
+def event_record(
+    conversation_id: str,
+    seq: int,
+    user_id: str,
+    device_id: str,
+    gateway_id: str,
+    session_id: str,
+    shared: bytes,
+    own: bytes,
+    actor: bytes,
+    recipients: Sequence[str],
+    *,
+    all_members: bool,
+    membership_changes: Iterable[MembershipChange],
+    wakes: bool,
+) -> bytes:
+    """Encode a parley.log.v1.EventRecord as an element of EventBatch.events."""
+    record = b"".join(
+        (
+            _id(b"\x0a", conversation_id),
+            _number(b"\x10", seq),
+            _id(b"\x1a", user_id),
+            _id(b"\x22", device_id),
+            _id(b"\x2a", gateway_id),
+            _id(b"\x32", session_id),
+            _bytes(b"\x3a", shared),
+            _bytes(b"\x42", own),
+            _bytes(b"\x4a", actor),
+            *[_id(b"\x52", user) for user in recipients],
+            b"\x58\x01" if all_members else b"",
+            *[_bytes(b"\x62", change.SerializeToString()) for change in membership_changes],
+            b"\x68\x01" if wakes else b"",
+        )
+    )
+    return b"\x0a" + varint(len(record)) + record
 
 
 def payload_hash(conversation_id: str, action: str, payload: bytes) -> bytes:
@@ -98,13 +192,3 @@ def payload_hash(conversation_id: str, action: str, payload: bytes) -> bytes:
     hasher.update(conversation_id.encode())
     hasher.update(payload)
     return hasher.digest()
-
-
-def inbox_change(
-    conversation_id: str, head_seq: int, message_count: int, delivered_seq: int, read_seq: int, unread_count: int, version: int
-) -> bytes:
-    """Encode a parley.api.v1.InboxChange."""
-    numbers = (head_seq, message_count, delivered_seq, read_seq, unread_count, version)  # fields 2 to 7
-    return _text(b"\x0a", conversation_id.encode()) + b"".join(
-        bytes((index << 3,)) + varint(number) for index, number in enumerate(numbers, start=2) if number
-    )

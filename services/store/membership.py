@@ -5,21 +5,12 @@ from typing import Final
 
 from chassis.errors import AlreadyExists, FailedPrecondition, NotFound, PermissionDenied
 from parley.api.v1.commands_pb2 import AddMembers, ChangeRole, ChangeSettings, CreateGroup, RemoveMember, Role
-from parley.api.v1.events_pb2 import (
-    ConversationKind,
-    Event,
-    GroupCreated,
-    MemberLeft,
-    MemberRemoved,
-    MembersAdded,
-    RoleChanged,
-    SettingsChanged,
-)
+from parley.api.v1.events_pb2 import Event, GroupCreated, MemberLeft, MemberRemoved, MembersAdded, RoleChanged, SettingsChanged
 from parley.log.v1.records_pb2 import CommandRecord, MembershipChange
 from parley_protocol.ids import group_conversation_id, is_app_id
 from parley_protocol.limits import Rules
 from services.store.actions import Change, UndecidableError, require_group, require_member
-from services.store.state import STAYS_MAX, ConversationState, Member
+from services.store.state import GROUP, STAYS_MAX, ConversationState, Member
 
 _GROUP_ROLES = (Role.ROLE_MEMBER, Role.ROLE_ADMIN, Role.ROLE_OWNER)
 
@@ -33,7 +24,7 @@ def create_group(state: ConversationState, record: CommandRecord, payload: bytes
         raise FailedPrecondition("GROUP_FULL", f"a group has at most {record.member_cap} members")
 
     def begin() -> list[MembershipChange]:
-        state.kind = ConversationKind.CONVERSATION_KIND_GROUP
+        state.kind = GROUP
         state.title = title
         changes = _join(state, users)
         owner = state.members[record.user_id]

@@ -30,6 +30,7 @@ class Decodable(NamedTuple):
     time_ms: int
     record: CommandRecord
     key: bytes  # device and request_id; empty for acks
+    key_hash: int
 
 
 @dataclass(slots=True)
@@ -55,12 +56,12 @@ class Loaded:
         fate = sender.fates.get(key) if sender is not None else None
         return Known(fate, self.counts.__getitem__, self.events.__getitem__)
 
-    def remember(self, user: str, key: bytes, fate: Fate) -> None:
+    def remember(self, user: str, item: Decodable, fate: Fate) -> None:
         """Take in what was decided."""
         sender = self.senders[user]
-        sender.fates.pop(key, None)
-        sender.fates[key] = fate
-        sender.seen.add(key_hash(key))
+        sender.fates.pop(item.key, None)
+        sender.fates[item.key] = fate
+        sender.seen.add(item.key_hash)
 
 
 class PartitionMemory:
@@ -145,7 +146,7 @@ class PartitionMemory:
             if not item.key:
                 continue
             sender = self._conversations[record.conversation_id].senders[record.user_id]
-            if item.key not in sender.fates and sender.seen.maybe(key_hash(item.key)):
+            if item.key not in sender.fates and sender.seen.maybe(item.key_hash):
                 for partition in rows.dedupe_partitions(record.conversation_id, record.user_id, item.time_ms):
                     places.setdefault(Point(rows.DEDUPE, partition, item.key), (sender, item))
         if not places:

@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from chassis.errors import InvalidArgument, NotFound
 from chassis.timeline import Cell, Point, Timeline
-from parley.api.v1.events_pb2 import Conversation, ConversationKind, Interval
+from parley.api.v1.events_pb2 import Conversation, Interval
 from parley.api.v1.events_pb2 import Member as ApiMember
 from parley.api.v1.messaging_service_pb2 import (
     GetConversationRequest,
@@ -26,7 +26,7 @@ from services.store import rows
 from services.store.actions import require_member
 from services.store.page_tokens import decode_page_token, encode_page_token
 from services.store.recent import RecentEvents
-from services.store.state import ConversationState, Member
+from services.store.state import DIRECT, ConversationState, Member
 
 EVENTS_PAGE_MAX = 200
 EVENTS_PAGE_DEFAULT = 50
@@ -62,7 +62,7 @@ def conversation_of(state: ConversationState, user: str) -> Conversation:
         role=member.role,
     )
     view.last_time.FromMilliseconds(last_time_ms)
-    if state.kind == ConversationKind.CONVERSATION_KIND_DIRECT:
+    if state.kind == DIRECT:
         peer = rows.peer_of(state.members, user)
         view.peer_user_id = peer
         view.peer_delivered_seq = state.members[peer].delivered_seq
@@ -133,7 +133,7 @@ class Reader:
     async def get_conversation(self, user: str, request: GetConversationRequest) -> GetConversationResponse:
         """Return one conversation as the caller sees it."""
         state, _ = await self._view(user, request.conversation_id)
-        if state.kind == ConversationKind.CONVERSATION_KIND_DIRECT:
+        if state.kind == DIRECT:
             state = await self._state(request.conversation_id)
         return GetConversationResponse(conversation=conversation_of(state, user))
 

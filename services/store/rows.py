@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from chassis.timeline import Cell, Point, Row
-from parley.api.v1.events_pb2 import ConversationKind
 from parley.store.v1.rows_pb2 import DedupeRow, HeadRow, InboxRow, MemberRow, SeqRange, Stay
+from services.store import encoding
 from services.store.decide import Fate
-from services.store.state import ConversationState, Member, OwnRange, Position
+from services.store.state import DIRECT, ConversationState, Member, OwnRange, Position
 
 STATE: Final = "conversation_state"
 TIMELINE: Final = "timeline"
@@ -60,16 +60,7 @@ def event_row(conversation_id: str, seq: int, event: bytes, stamp: int, bucket_b
 
 def fate_row(conversation_id: str, user_id: str, key: bytes, fate: Fate, stamp: int) -> Row:
     position = fate.position
-    value = DedupeRow(
-        log_epoch=position.epoch,
-        partition=position.partition,
-        offset=position.offset,
-        log_time_ms=fate.log_ms,
-        payload_hash=fate.payload_hash,
-        seq=fate.seq,
-        message_count=fate.message_count,
-        rejection=fate.rejection,
-    ).SerializeToString()
+    value = encoding.dedupe_row(*position, fate.log_ms, fate.payload_hash, fate.seq, fate.message_count, fate.rejection)
     partition = dedupe_partition(conversation_id, user_id, fate.log_ms // WEEK_MS)
     return Row(DEDUPE, partition, key, value, stamp, DEDUPE_TTL_SECONDS)
 
@@ -159,7 +150,7 @@ def inbox_row(state: ConversationState, user: str) -> bytes:
         last_time_ms=last_time_ms,
         left=not member.active,
     )
-    if state.kind == ConversationKind.CONVERSATION_KIND_DIRECT:
+    if state.kind == DIRECT:
         peer = peer_of(state.members, user)
         row.peer_user_id = peer
         row.peer_delivered_seq = state.members[peer].delivered_seq

@@ -14,6 +14,12 @@ OWN_RANGES_MAX = 256  # separate runs of own messages above the own read waterma
 STAYS_MAX = 16  # stays kept a member: the oldest are forgotten, which hides the oldest stretch from who came and went 16 times
 LARGE_ABOVE = 50  # members above which inbox heads are no longer written per member
 
+# Bound once: the generated enums look their values up at every access, which the hot path would pay for each message.
+NO_KIND = ConversationKind.CONVERSATION_KIND_UNSPECIFIED
+DIRECT = ConversationKind.CONVERSATION_KIND_DIRECT
+GROUP = ConversationKind.CONVERSATION_KIND_GROUP
+SELF = ConversationKind.CONVERSATION_KIND_SELF
+
 
 class Position(NamedTuple):
     """Where a record lies. Only positions of one partition are compared."""
@@ -93,7 +99,7 @@ class ConversationState:
     """A conversation as of its last applied record, and which of its rows changed since they were written."""
 
     conversation_id: str
-    kind: ConversationKind.ValueType = ConversationKind.CONVERSATION_KIND_UNSPECIFIED  # UNSPECIFIED: does not exist
+    kind: ConversationKind.ValueType = NO_KIND  # does not exist
     head_seq: int = 0
     message_count: int = 0
     applied: Position = NOWHERE
@@ -115,7 +121,7 @@ class ConversationState:
     @property
     def exists(self) -> bool:
         """Whether an event was ever stored here."""
-        return self.kind != ConversationKind.CONVERSATION_KIND_UNSPECIFIED
+        return self.kind != NO_KIND
 
     @property
     def present(self) -> list[str]:
