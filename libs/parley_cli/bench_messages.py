@@ -24,10 +24,10 @@ from parley_cli.bench_report import percentiles_ms, progress
 from parley_cli.bench_stream import Fleet, Follower, Stream, open_fleet
 from parley_cli.bench_target import Target
 from parley_cli.failures import CommandError
+from parley_client.ack_state import SMALL_INTERVAL_SECONDS
 from parley_protocol.ids import direct_conversation_id
 
 DEVICE = "d1"
-ACK_SECONDS = 0.1  # at most ten acknowledgements a second, as the SDK does
 QUIET_SECONDS = 30.0  # for what is under way when the time is over
 _BODY_BYTES = 100
 _REJECTED = -1
@@ -45,6 +45,7 @@ class MessageLoad:
     rate: float = 0.0
     receipts: bool = True
     warm_seconds: float = 3.0
+    most: int = 0  # messages of each pair; 0: no end
 
 
 class Tally:
@@ -57,6 +58,15 @@ class Tally:
         self.window_begin = self.window_end = _NEVER  # of due times that count
         self.sending = True
         self.quiet = asyncio.Event()
+
+    def begin_window(self) -> None:
+        """Measure what is due from now on."""
+        self.answer_seconds, self.delivery_seconds = array("d"), array("d")
+        self.window_begin, self.window_end = time.monotonic(), _NEVER
+
+    def end_window(self) -> None:
+        """Measure nothing that is due from now on; what was due before still counts when it comes."""
+        self.window_end = time.monotonic()
 
     def check_quiet(self) -> None:
         """Note the moment when all that was asked is answered and shown."""
@@ -94,6 +104,8 @@ class Pair:
 
     def ask(self, count: int, due: float) -> None:
         """Compose the next messages; the stream writes them at its next flush."""
+        if self._load.most:
+            count = min(count, self._load.most - len(self._due) + 1)
         for _ in range(count):
             number = len(self._due)
             self._due.append(due)
@@ -168,9 +180,9 @@ class Pair:
         )
 
     async def keep_acking(self) -> None:
-        """Write acknowledgements ten times a second, as a device does."""
+        """Write acknowledgements as often as the SDK does."""
         while True:
-            await asyncio.sleep(ACK_SECONDS)
+            await asyncio.sleep(SMALL_INTERVAL_SECONDS)
             if self.receiving.has_acks:
                 await self.receiving.flush()
 
@@ -300,9 +312,10 @@ async def measure_messages(target: Target, load: MessageLoad) -> dict[str, Any]:
             await running.begin()
         await asyncio.sleep(load.warm_seconds)
         cpu_before = target.meter.cpu_seconds() if target.meter else 0.0
-        own_before, shown_before, tally.window_begin = time.process_time(), tally.shown, time.monotonic()
+        own_before, shown_before = time.process_time(), tally.shown
+        tally.begin_window()
         await asyncio.sleep(load.seconds)
-        tally.window_end = time.monotonic()
+        tally.end_window()
         shown, elapsed = tally.shown - shown_before, tally.window_end - tally.window_begin
         cpu = target.meter.cpu_seconds() - cpu_before if target.meter else None
         own = time.process_time() - own_before

@@ -7,7 +7,7 @@ not the server's, but the less they cost, the more of the machine is left to it.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -193,23 +193,32 @@ class Follower:
     def __init__(self, have: int = 0) -> None:
         self.have = have
         self.repeated = 0  # came again: allowed on the wire, dropped by clients
-        self.early: dict[int, Event] = {}  # beyond a gap
+        self.early: dict[int, Event | None] = {}  # beyond a gap; None: an own command's place
 
-    def take(self, events: Sequence[Event]) -> list[Event]:
-        """Return what can be shown now, in order."""
-        ready = []
+    def take(self, events: Iterable[Event], own_seqs: Iterable[int] = ()) -> list[Event]:
+        """Take what came, and the places of own commands, which come as outcomes; return what can be shown now, in order."""
+        ready: list[Event] = []
+        for seq in own_seqs:
+            self._place(seq, None, ready)
         for event in events:
-            if event.seq == self.have + 1:
-                ready.append(event)
-                self.have += 1
-                while self.early and (following := self.early.pop(self.have + 1, None)) is not None:
-                    ready.append(following)
-                    self.have += 1
-            elif event.seq <= self.have or event.seq in self.early:
-                self.repeated += 1
-            else:
-                self.early[event.seq] = event
+            self._place(event.seq, event, ready)
         return ready
+
+    def _place(self, seq: int, event: Event | None, ready: list[Event]) -> None:
+        if seq <= self.have or seq in self.early:
+            self.repeated += 1
+            return
+        if seq > self.have + 1:
+            self.early[seq] = event
+            return
+        while True:
+            self.have = seq
+            if event is not None:
+                ready.append(event)
+            seq += 1
+            if seq not in self.early:
+                return
+            event = self.early.pop(seq)
 
 
 class Fleet:
