@@ -77,7 +77,7 @@ class Gateway:
             async with asyncio.timeout(self._settings.drain_seconds):
                 await self._writer.wait_idle()
         except TimeoutError:
-            _log.warning("drained while commands were not in the log yet: their devices send them again")
+            _log.warning("gateway.drained_with_pending_commands")  # acked to nobody: their devices send them again
 
 
 @asynccontextmanager

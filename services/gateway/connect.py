@@ -151,7 +151,7 @@ class DeviceStreams:
                 if frame is not None:
                     session.writing_since = monotonic()
                     await write(frame)
-                    session.writing_since = 0.0
+                    session.writing_since = math.inf
                     count()
                 elif not session.closed:
                     await session.wait()

@@ -6,6 +6,7 @@ partitions go on.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from functools import lru_cache
@@ -42,7 +43,7 @@ class Lane:
         self._metrics = metrics
         self._pending: list[LogEntry] = []
         self._pending_bytes = 0
-        self._appending_since = 0.0  # monotonic; 0.0: no append in flight
+        self._appending_since = math.inf  # monotonic; infinite: no append in flight
         self._retry_at = 0.0
         self._closed = False  # takes nothing: the outcome of an append is unknown, or is long in coming
         self._wake: asyncio.Future[None] | None = None
@@ -57,7 +58,7 @@ class Lane:
     @property
     def busy(self) -> bool:
         """Tell whether anything is not in the log yet."""
-        return bool(self._pending) or self._appending_since > 0.0
+        return bool(self._pending) or self._appending_since != math.inf
 
     def offer(self, key: bytes, value: bytes) -> float:
         """Queue a record and return 0.0, or promise nothing and return the seconds after which to ask again."""
@@ -89,9 +90,9 @@ class Lane:
 
     def close_if_stalled(self, now: float) -> None:
         """Take no more while an append hangs."""
-        if not self._closed and self._appending_since and now - self._appending_since > _STALL_SECONDS:
+        if not self._closed and now - self._appending_since > _STALL_SECONDS:
             self._close(now, _STALL_SECONDS)
-            _log.warning("append hangs, partition closed for commands", topic=self._topic, partition=self._partition)
+            _log.warning("gateway.append_hangs", topic=self._topic, partition=self._partition)
 
     async def run(self) -> None:
         """Append what is queued, for ever. Cancelled, it leaves what is queued: nobody was told that it is stored."""
@@ -117,7 +118,7 @@ class Lane:
                 self._metrics.append_failures.inc()
                 if first_failure:
                     first_failure = False
-                    _log.warning("append failed, partition closed for commands", partition=self._partition, error=str(error))
+                    _log.warning("gateway.append_failed", topic=self._topic, partition=self._partition, error=str(error))
             else:
                 break
             delay = self._rng.uniform(0.5, 1.0) * backoff
@@ -125,11 +126,11 @@ class Lane:
             await asyncio.sleep(delay)
             backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
         self._metrics.append_seconds.observe(self._clock.monotonic() - started)
-        self._appending_since = 0.0
+        self._appending_since = math.inf
         if self._closed:
             self._closed = False
             self._metrics.closed_partitions.dec()
-            _log.info("partition open for commands again", topic=self._topic, partition=self._partition)
+            _log.info("gateway.append_resumed", topic=self._topic, partition=self._partition)
 
     def _close(self, now: float, delay: float) -> None:
         self._retry_at = now + delay

@@ -1,6 +1,7 @@
 """One device's stream, seen from within: what waits to be written, which conversations are held, how it ends. Does no I/O."""
 
 import asyncio
+import math
 from typing import Final
 
 from chassis.rate import TokenBucket
@@ -63,7 +64,7 @@ class Session:
         self.closed = False
         self.failure: BaseException | None = None
         self.goodbye_reason: GoAwayReason.ValueType = GoAwayReason.GO_AWAY_REASON_UNSPECIFIED  # unspecified: none said
-        self.writing_since = 0.0  # monotonic; 0.0: no write in flight
+        self.writing_since = math.inf  # monotonic; infinite: no write in flight
         self.bad_frames = 0
         self.bucket: TokenBucket | None = None
         self.chatter: TokenBucket | None = None

@@ -68,7 +68,7 @@ class Streams:
         waiting_bytes = 0
         for index, session in enumerate(list(self._sessions), 1):
             waiting_bytes += session.outbox_bytes
-            if session.writing_since and now - session.writing_since > settings.write_seconds:
+            if now - session.writing_since > settings.write_seconds:
                 self._metrics.cut_streams.inc()
                 session.stuck = True
                 session.close()

@@ -125,10 +125,10 @@ class KeysFile:
             self.ring = self._read()
         except (OSError, KeysFileError) as error:
             if self._seen != (0, 0, 0):
-                _log.warning("token keys unusable, the old ones stay", path=str(self._path), error=str(error))
+                _log.warning("gateway.token_keys_unusable", path=str(self._path), error=str(error))
             self._seen = (0, 0, 0)
             return None
-        _log.info("token keys replaced", path=str(self._path))
+        _log.info("gateway.token_keys_replaced", path=str(self._path))
         return self.ring
 
 
