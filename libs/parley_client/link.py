@@ -1,0 +1,132 @@
+"""The link to the server: one stream after another, with the right pause between them, until the client ends or is told to."""
+
+import asyncio
+import random
+from typing import Final
+
+import grpc
+
+from chassis.clock import Clock
+from parley_client.backoff import Backoff
+from parley_client.calls import Calls
+from parley_client.channel import ChannelFactory
+from parley_client.connection import Connection, StreamEndedError
+from parley_client.device import Device
+from parley_client.errors import ClientError, ClosedError, SignedOffError
+from parley_client.notices import ConnectionState
+from parley_client.reconnect import Verdict
+from parley_client.session import Session
+from parley_client.token import TokenSource
+
+STEADY_SECONDS: Final = 5.0  # a stream that lived so long was a success: the next failure begins a new series
+
+
+class Link:
+    """Connects and reconnects. `calls` are the unary calls on the channel in use."""
+
+    def __init__(
+        self,
+        device: Device,
+        address: str,
+        device_id: str,
+        *,
+        open_channel: ChannelFactory,
+        tokens: TokenSource,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        self._device = device
+        self._home = self._address = address
+        self._device_id = device_id
+        self._open_channel = open_channel
+        self._tokens = tokens
+        self._clock = clock
+        self._rng = rng
+        self._backoff = Backoff(rng)
+        self._last_at_once = ""
+        self._connection: Connection | None = None
+        self._session: Session | None = None
+        self._closing = False
+        self._closed = asyncio.Event()
+        self.calls: Calls | None = None
+
+    async def run(self) -> None:
+        """Keep the device connected. Returns when `close` is called; a goodbye without return, or our own bug, ends the device."""
+        device = self._device
+        try:
+            while not self._closing:
+                async with self._open_channel(self._address) as channel:
+                    self.calls = Calls(channel, self._tokens, device.options.rpc_timeout_seconds)
+                    await self._stay(channel, self._address)
+        except ClientError as error:
+            device.end(error)
+        except BaseException as error:
+            device.end(ClosedError(f"the client failed: {error!r}"))
+            raise
+        finally:
+            self.calls = None
+            device.end(ClosedError("the client was closed"))
+
+    def close(self) -> None:
+        """Let `run` return soon: what is queued and acknowledged goes out first, if there is a stream."""
+        self._closing = True
+        self._closed.set()
+        if self._session is not None:
+            self._session.finish()
+        elif self._connection is not None:
+            self._connection.cancel()
+
+    async def _stay(self, channel: grpc.aio.Channel, address: str) -> None:
+        """Hold one stream after another on a channel, until another address is due."""
+        while not self._closing and address == self._address:
+            up_since, verdict = await self._hold_stream(channel)
+            if self._closing:
+                return
+            if not verdict.again or (verdict.fresh_token and not self._tokens.is_renewable):
+                raise SignedOffError(verdict.reason, verdict.detail)
+            if verdict.fresh_token:
+                self._tokens.expire()
+            self._address = verdict.address or (self._address if up_since else self._home)
+            await self._pause(up_since, verdict)
+
+    async def _hold_stream(self, channel: grpc.aio.Channel) -> tuple[float, Verdict]:
+        """Hold one stream; return since when it was up (0: never) and how to go on."""
+        device = self._device
+        device.set_connection(ConnectionState.CONNECTING)
+        metadata = await self._tokens.metadata()
+        connection = self._connection = Connection(channel, metadata, self._clock)
+        try:
+            welcome = await connection.open(self._device_id, device.options.client_name, device.options.rpc_timeout_seconds)
+            device.keep(device.state.on_welcome(welcome.user_id, welcome.device_id, self._clock.wall_ms()))
+            assert self.calls is not None, "set with the channel"
+            self._session = Session(device, connection, self.calls, welcome, self._clock, self._rng)
+            up_since = self._clock.monotonic()
+            device.set_connection(ConnectionState.CONNECTED, welcome.session_id)
+            if self._closing:
+                self._session.finish()
+            return up_since, await self._session.run()
+        except StreamEndedError as end:
+            return 0.0, end.verdict
+        finally:
+            connection.cancel()
+            self._connection = self._session = None
+
+    async def _pause(self, up_since: float, verdict: Verdict) -> None:
+        """Wait before the next attempt."""
+        if up_since and self._clock.monotonic() - up_since >= STEADY_SECONDS:
+            self._backoff.reset()
+        if verdict.at_once and up_since and self._last_at_once != verdict.reason:
+            self._last_at_once = verdict.reason
+            delay = verdict.delay_seconds
+        else:
+            self._last_at_once = ""
+            delay = self._backoff.next_delay(verdict.delay_seconds)
+        self._device.set_connection(ConnectionState.WAITING, f"{verdict.reason}: {verdict.detail}", delay)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(delay, self._closed.set)
+        try:
+            await self._closed.wait()
+        finally:
+            timer.cancel()
+        if not self._closing:
+            self._closed.clear()

@@ -1,0 +1,205 @@
+"""The outbox: which commands go out when, under which number. Pure: the caller passes `now` (monotonic seconds).
+
+A command is pending from the app's call until its outcome. On one stream it is in one of these states:
+
+    queued --take--> in flight --outcome--> gone
+      ^                 |  |
+      |                 |  +--Retry--> refused: its conversation is held, nothing of it goes out
+      +--30 s, no word--+                  |
+      +-----------the hold is over---------+
+
+Numbers belong to a stream: `start_stream` forgets them, queues everything in the order of the app's calls, and holds those
+conversations of which a command is so old that the server may have forgotten its request_id: catching up shows whether it was
+stored; only then the rest goes out again.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from parley_client.device_frames import COMMAND_OVERHEAD_BYTES
+
+RESEND_SECONDS: Final = 30.0  # no outcome for that long: lost with a server, or slower than anybody waits
+LOOK_AFTER_MS: Final = 7 * 24 * 3_600_000  # half of the 14 days for which the server knows a request_id: clocks may be wrong
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A command without an outcome. `encoded` is what is sent, byte for byte, each time."""
+
+    request_id: bytes
+    encoded: bytes
+    created_ms: int
+    conversation_id: str = ""  # resolved when the user is known, before the first stream
+    number: int = 0  # on this stream; 0: not sent on it yet
+    sent_at: float = 0.0
+    queued: bool = False
+
+
+class Run(NamedTuple):
+    """Commands with consecutive numbers: one frame."""
+
+    first_number: int
+    commands: list[Pending]
+
+
+class Cancel(Enum):
+    """What cancelling a command did."""
+
+    REMOVED = auto()
+    IN_FLIGHT = auto()  # the server may have it: only its outcome can tell
+    SETTLED = auto()  # it has its outcome already
+
+
+@dataclass(slots=True)
+class _Hold:
+    number: int  # the first command to resend; 0: the hold waits for catching up, nothing was refused
+    until: float
+    skipped: bool = False  # the number was given up
+
+
+class OutboxState:
+    """All pending commands of a device, oldest first."""
+
+    def __init__(self, pending: Iterable[Pending] = (), *, window: int = 256) -> None:
+        self._window = window  # commands in flight at most: what a reconnect must send again
+        self.pending: dict[bytes, Pending] = {command.request_id: command for command in pending}
+        self._queue: deque[Pending] = deque()
+        self._in_flight: dict[bytes, Pending] = {}  # by sent_at
+        self._holds: dict[str, _Hold] = {}
+        self._skips: list[tuple[int, str]] = []
+        self._next_number = 1
+
+    def add(self, command: Pending) -> None:
+        """Queue a new command behind all others."""
+        self.pending[command.request_id] = command
+        self._enqueue(command)
+
+    def start_stream(self, wall_ms: int) -> None:
+        """Begin a stream: count from 1, queue everything in order, hold what must be looked for first."""
+        self._queue.clear()
+        self._in_flight.clear()
+        self._holds.clear()
+        self._skips.clear()
+        self._next_number = 1
+        for command in self.pending.values():
+            command.number = 0
+            self._enqueue(command)
+            if wall_ms - command.created_ms > LOOK_AFTER_MS:
+                self._holds[command.conversation_id] = _Hold(0, float("inf"))
+
+    def on_caught_up(self) -> None:
+        """End the holds that waited for catching up: what the timelines showed is settled, the rest was never stored."""
+        for conversation in [conversation for conversation, hold in self._holds.items() if hold.number == 0]:
+            self._release(conversation)
+
+    def take(self, now: float, max_commands: int, max_bytes: int) -> Run | None:
+        """Return the next frame's commands, now in flight; None where nothing can go out."""
+        commands: list[Pending] = []
+        first = size = 0
+        while self._queue and len(self._in_flight) < self._window and len(commands) < max_commands:
+            command = self._queue[0]
+            if not command.queued or command.conversation_id in self._holds:
+                self._queue.popleft()  # settled meanwhile, or held: the end of the hold finds it in `pending`
+                command.queued = False
+                continue
+            number = command.number or self._next_number
+            size += len(command.encoded) + COMMAND_OVERHEAD_BYTES
+            if commands and (number != first + len(commands) or size > max_bytes):
+                break
+            first = first or number
+            self._next_number = max(self._next_number, number + 1)
+            self._queue.popleft()
+            command.queued, command.number, command.sent_at = False, number, now
+            self._in_flight[command.request_id] = command
+            commands.append(command)
+        return Run(first, commands) if commands else None
+
+    def take_skips(self) -> list[tuple[int, str]]:
+        """Return the numbers to give up, with their conversations."""
+        skips, self._skips = self._skips, []
+        return skips
+
+    def settle(self, request_id: bytes) -> Pending | None:
+        """Forget a command that has its outcome; None if it was not pending."""
+        command = self.pending.pop(request_id, None)
+        if command is not None:
+            command.queued = False
+            self._in_flight.pop(request_id, None)
+        return command
+
+    def on_retry(self, request_id: bytes, number: int, conversation_id: str, until: float) -> None:
+        """Hold a conversation: the server takes nothing of it before `number` comes again."""
+        self._in_flight.pop(request_id, None)
+        hold = self._holds.get(conversation_id)
+        if hold is None or hold.number == 0:
+            self._holds[conversation_id] = _Hold(number, until)
+        else:
+            hold.until = max(hold.until, until)
+
+    def cancel(self, request_id: bytes) -> Cancel:
+        """Give up a command that is not in flight. Later ones of its conversation go on."""
+        command = self.pending.get(request_id)
+        if command is None:
+            return Cancel.SETTLED
+        if request_id in self._in_flight:
+            return Cancel.IN_FLIGHT
+        self.settle(request_id)
+        hold = self._holds.get(command.conversation_id)
+        if hold is not None and command.number and hold.number == command.number:
+            self._skip(hold, command.conversation_id)
+        return Cancel.REMOVED
+
+    def on_time(self, now: float) -> None:
+        """End the holds whose delay is over; queue again what has been without an outcome for too long."""
+        for conversation in [conversation for conversation, hold in self._holds.items() if hold.until <= now]:
+            self._release(conversation)
+        late: dict[str, int] = {}
+        for command in self._in_flight.values():
+            if command.sent_at + RESEND_SECONDS > now:
+                break
+            number = late.get(command.conversation_id, command.number)
+            late[command.conversation_id] = min(number, command.number)
+        for conversation, number in late.items():
+            self._requeue(conversation, number)
+
+    def next_due(self) -> float | None:
+        """Return when `on_time` will have something to do, or None."""
+        due = [hold.until for hold in self._holds.values() if hold.number]
+        for command in self._in_flight.values():
+            due.append(command.sent_at + RESEND_SECONDS)
+            break  # the oldest
+        return min(due, default=None)
+
+    def _enqueue(self, command: Pending) -> None:
+        command.queued = True
+        self._queue.append(command)
+
+    def _release(self, conversation_id: str) -> None:
+        hold = self._holds.pop(conversation_id)
+        if hold.number and not hold.skipped and not self._is_pending(conversation_id, hold.number):
+            self._skip(hold, conversation_id)  # its outcome came after all: the server still waits for the number
+        self._requeue(conversation_id, hold.number)
+
+    def _requeue(self, conversation_id: str, number: int) -> None:
+        """Queue a conversation's commands from a number on, and those never sent, in order, before everything else."""
+        again = [
+            command
+            for command in self.pending.values()
+            if command.conversation_id == conversation_id
+            and not command.queued
+            and (command.number == 0 or command.number >= number)
+        ]
+        for command in reversed(again):
+            self._in_flight.pop(command.request_id, None)
+            command.queued = True
+            self._queue.appendleft(command)
+
+    def _is_pending(self, conversation_id: str, number: int) -> bool:
+        return any(command.number == number and command.conversation_id == conversation_id for command in self.pending.values())
+
+    def _skip(self, hold: _Hold, conversation_id: str) -> None:
+        hold.skipped = True
+        self._skips.append((hold.number, conversation_id))
