@@ -78,7 +78,7 @@ async def open_server_process(
 ) -> AsyncIterator[tuple[ServerProcess, str]]:
     """Start `parley up` and yield it with its address once it is ready; on leaving, whatever happened, it is gone.
 
-    It gets a process group of its own: Ctrl-C in the terminal reaches only us, and we end it in order.
+    It gets a session of its own: Ctrl-C in the terminal reaches only us, and we end it in order.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "parley_cli", "up", "--listen", listen, "--data", str(data_dir)),
@@ -86,7 +86,7 @@ async def open_server_process(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=os.environ | dict(environ or {}),
-        process_group=0,
+        start_new_session=True,
     )
     server = ServerProcess(process)
     try:
