@@ -105,6 +105,7 @@ class SqliteDatabase:
         self._writer = writer
         self._reader = reader
         self._queue: deque[_Job[Any]] = deque()
+        self._running: list[_Job[Any]] = []
         self._wake = asyncio.Event()
         self._closing = False
 
@@ -148,23 +149,24 @@ class SqliteDatabase:
             raise _storage_error(self.name, error) from error
 
     async def _run_writer(self) -> None:
-        """Commit what is queued until closed and empty; whoever still waits if this ends early (cancelled, or a bug) is told."""
-        jobs: list[_Job[Any]] = []
-        try:
-            while not (self._closing and not self._queue):
-                await self._wake.wait()
-                self._wake.clear()
-                while self._queue:
-                    jobs = [self._queue.popleft() for _ in range(min(len(self._queue), _TRANSACTION_JOBS))]
-                    await self._writer.run(_commit, self.name, self._writer_connection, jobs)
-                    for job in jobs:
-                        job.finish()
-        finally:
-            self._closing = True
-            for job in (*jobs, *self._queue):
-                if not job.future.done():
-                    job.future.set_exception(StorageError(f"{self.name} was closed with this write under way"))
-            self._queue.clear()
+        """Commit what is queued until closed and empty."""
+        while not (self._closing and not self._queue):
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                self._running = [self._queue.popleft() for _ in range(min(len(self._queue), _TRANSACTION_JOBS))]
+                await self._writer.run(_commit, self.name, self._writer_connection, self._running)
+                for job in self._running:
+                    job.finish()
+                self._running = []
+
+    def _on_writer_end(self, _task: asyncio.Task[None]) -> None:
+        """Tell whoever still waits because the writer ended early: cancelled, maybe before its first step, or by a bug."""
+        self._closing = True
+        for job in (*self._running, *self._queue):
+            if not job.future.done():
+                job.future.set_exception(StorageError(f"{self.name} was closed with this write under way"))
+        self._queue.clear()
 
     async def _close(self, writer_task: asyncio.Task[None]) -> None:
         self._closing = True
@@ -296,6 +298,7 @@ async def open_memory_database(name: str, connection: sqlite3.Connection, execut
 @asynccontextmanager
 async def _running(database: SqliteDatabase) -> AsyncIterator[SqliteDatabase]:
     task = asyncio.create_task(database._run_writer(), name=f"sqlite writer of {database.name}")
+    task.add_done_callback(database._on_writer_end)
     try:
         yield database
     finally:
