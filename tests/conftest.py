@@ -4,13 +4,14 @@ Order and honesty of a run are here, too: cheap tiers first, and with CI=true a 
 """
 
 import asyncio
+import functools
 import gc
 import inspect
 import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 # Cheap and broad first: what breaks most is told soonest. Budgets in seconds are shown, never judged: machines differ.
 TIERS = {"repository": 10, "unit": 20, "contracts": 10, "simulation": 60, "rpc": 60, "system": 120}
 TESTS = Path(__file__).parent
+ASYNC_TEST_SECONDS = 60  # far beyond any that works: a wait that never ends fails where it waits, and the run goes on
 THREAD_END_SECONDS = 5  # for a thread that was told to end; one that was not is reported after this long
 
 seconds_by_tier: dict[str, float] = defaultdict(float)
@@ -31,8 +33,22 @@ def tier_of(path: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = with_deadline(item.obj)
     order = list(TIERS)
     items.sort(key=lambda item: order.index(tier) if (tier := tier_of(item.path)) in order else len(order))
+
+
+def with_deadline(test: Callable[..., object]) -> Callable[..., object]:
+    """Let the test fail after ASYNC_TEST_SECONDS, with the stack of what it waits for."""
+
+    @functools.wraps(test)
+    async def limited(*args: object, **kwargs: object) -> None:
+        async with asyncio.timeout(ASYNC_TEST_SECONDS):
+            await test(*args, **kwargs)
+
+    return limited
 
 
 def not_run_is_failure(report: pytest.TestReport | pytest.CollectReport) -> None:

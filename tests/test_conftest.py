@@ -75,3 +75,22 @@ def test_what_is_left_behind_fails_the_test_that_left_it(tmp_path):
     assert "5 passed, 3 errors" in output
     for left in ("tasks left behind: ['orphan']", "left behind: process ", "left behind: thread lost"):
         assert left in output
+
+
+HANGS = """
+import asyncio, conftest
+
+conftest.ASYNC_TEST_SECONDS = 0
+
+async def test_waits_for_ever():
+    await asyncio.Event().wait()
+
+async def test_passes():
+    pass
+"""
+
+
+def test_a_wait_without_end_fails_where_it_waits(tmp_path):
+    output = run(tmp_path, HANGS)
+    assert "1 failed, 1 passed" in output
+    assert "await asyncio.Event().wait()" in output
