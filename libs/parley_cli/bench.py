@@ -8,6 +8,7 @@ import click
 
 from parley_cli.bench_report import show
 from parley_cli.bench_target import Target, TargetOptions, run_benchmark
+from parley_protocol.limits import DEFAULT_MEMBER_CAP
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _POSITIVE = click.IntRange(min=1)
@@ -97,3 +98,113 @@ def messages(
 
     load = MessageLoad(pairs, window, seconds, rate, not no_receipts, warm_seconds)
     _judge(_measure(lambda target: measure_messages(target, load), server, data_dir, as_json))
+
+
+@bench.command(short_help="Idle devices: memory of each, errors.")
+@click.option("--count", type=_POSITIVE, default=1000, show_default=True, help="Devices.")
+@click.option(
+    "--devices-per-connection",
+    type=_POSITIVE,
+    default=1,
+    show_default=True,
+    help="Devices that share a TCP connection; real ones do not.",
+)
+@click.option("--seconds", type=click.FloatRange(min=0.5), default=5, show_default=True, help="How long they keep silent.")
+@click.option("--pairs", type=_POSITIVE, default=50, show_default=True, help="Pairs of them that chat afterwards.")
+@click.option("--flow", "flow_seconds", type=click.FloatRange(min=0.5), default=3, show_default=True, help="For how many seconds.")
+@target_options
+def connections(
+    count: int,
+    devices_per_connection: int,
+    seconds: float,
+    pairs: int,
+    flow_seconds: float,
+    server: str,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Connect devices that keep silent, and see what each costs; then have some of them chat."""
+    from parley_cli.bench_connections import ConnectionLoad, measure_connections
+
+    load = ConnectionLoad(count, devices_per_connection, seconds, pairs, flow_seconds)
+    result = _measure(lambda target: measure_connections(target, load), server, data_dir, as_json)
+    _judge(result | {"rejected": result["rejected"] + result["errors"]})
+
+
+@bench.command(short_help="One group: deliveries, latency of the last member.")
+@click.option("--members", type=click.IntRange(min=2), default=500, show_default=True, help="Members, all online.")
+@click.option("--rate", type=click.FloatRange(min=0.1), default=10, show_default=True, help="Messages a second, by random members.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.5), default=10, show_default=True, help="How long to measure, after warming up."
+)
+@click.option("--warm", "warm_seconds", type=click.FloatRange(min=0), default=3, show_default=True, help="How long to warm up.")
+@click.option("--churn", is_flag=True, help="Instead, have all join at once and all leave at once while others chat.")
+@target_options
+def group(
+    members: int, rate: float, seconds: float, warm_seconds: float, churn: bool, server: str, data_dir: Path | None, as_json: bool
+) -> None:
+    """Deliver messages to all members of a group; they acknowledge every few seconds, as the SDK does.
+
+    last_member_latency_ms runs from the moment when a message was due until the last member has it. With --churn: longest_gap_ms is
+    the longest time without any delivery, latency_beside_ms what other users' messages had to wait meanwhile.
+    """
+    from parley_cli.bench_group import GroupLoad, measure_churn, measure_group
+
+    load = GroupLoad(members, rate, seconds, warm_seconds)
+    measure = measure_churn if churn else measure_group
+    environ = {"PARLEY_GATEWAY_GROUP_MEMBERS": str(members)} if members > DEFAULT_MEMBER_CAP else {}
+    _judge(_measure(lambda target: measure(target, load), server, data_dir, as_json, environ))
+
+
+@bench.command(short_help="Pages of long conversations.")
+@click.option(
+    "--sizes", default="1000,100000", show_default=True, metavar="N,N", help="Events of the conversations, one after the other."
+)
+@click.option("--rate", type=click.FloatRange(min=0.1), default=100, show_default=True, help="Pages a second, from random places.")
+@click.option("--seconds", type=click.FloatRange(min=0.5), default=10, show_default=True, help="How long to measure each.")
+@target_options
+def history(sizes: str, rate: float, seconds: float, server: str, data_dir: Path | None, as_json: bool) -> None:
+    """Fill conversations, then read pages of 50 events from random places; latency runs from when a page was due."""
+    from parley_cli.bench_history import PAGE_EVENTS, HistoryLoad, measure_history
+
+    try:
+        counts = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        raise click.BadParameter("numbers separated by commas, for example 1000,1000000", param_hint="--sizes") from None
+    if min(counts) < PAGE_EVENTS:
+        raise click.BadParameter(f"at least {PAGE_EVENTS} events each: a page", param_hint="--sizes")
+    _measure(lambda target: measure_history(target, HistoryLoad(counts, rate, seconds)), server, data_dir, as_json)
+
+
+@bench.command(short_help="Sync after a short absence.")
+@click.option("--conversations", type=_POSITIVE, default=200, show_default=True, help="Of the user who syncs.")
+@click.option("--changed", type=_POSITIVE, default=10, show_default=True, help="Of them, between two syncs.")
+@click.option("--rounds", type=_POSITIVE, default=100, show_default=True, help="Syncs of each kind.")
+@target_options
+def sync(conversations: int, changed: int, rounds: int, server: str, data_dir: Path | None, as_json: bool) -> None:
+    """Sync one device by digests, with nothing changed and with a few conversations changed."""
+    from parley_cli.bench_sync import SyncLoad, measure_sync
+
+    load = SyncLoad(conversations, min(changed, conversations), rounds)
+    _measure(lambda target: measure_sync(target, load), server, data_dir, as_json)
+
+
+@bench.command(short_help="Memory over many messages and connections.")
+@click.option(
+    "--messages", type=_POSITIVE, default=1_000_000, show_default=True, help="1-1 messages over 100 pairs, 8 of each under way."
+)
+@click.option(
+    "--connections", type=click.IntRange(min=0), default=10_000, show_default=True, help="Connects and disconnects afterwards."
+)
+@target_options
+def soak(messages: int, connections: int, server: str, data_dir: Path | None, as_json: bool) -> None:
+    """Send many messages, then connect and disconnect many devices; print the course of the server's memory and whether it is flat.
+
+    Exit code 1 if it is not flat by the rule that the result states, or if the delivery contract was broken.
+    """
+    from parley_cli.bench_soak import SoakLoad, measure_soak
+
+    result = _measure(lambda target: measure_soak(target, SoakLoad(messages, connections)), server, data_dir, as_json)
+    _judge(result)
+    if not result["flat"]:
+        raise click.exceptions.Exit(1)

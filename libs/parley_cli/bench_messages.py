@@ -30,6 +30,7 @@ from parley_protocol.ids import direct_conversation_id
 DEVICE = "d1"
 QUIET_SECONDS = 30.0  # for what is under way when the time is over
 _BODY_BYTES = 100
+_REPORT_SECONDS = 5.0
 _REJECTED = -1
 _NEVER = float("inf")
 _READERS = 8  # timelines read back at the same time
@@ -51,7 +52,8 @@ class MessageLoad:
 class Tally:
     """What happened to all pairs so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 0) -> None:
+        self.most = most  # messages to ask for in all; 0: no end
         self.asked = self.answered = self.shown = self.fetched = 0
         self.answer_seconds = array("d")
         self.delivery_seconds = array("d")
@@ -69,8 +71,8 @@ class Tally:
         self.window_end = time.monotonic()
 
     def check_quiet(self) -> None:
-        """Note the moment when all that was asked is answered and shown."""
-        if not self.sending and self.answered >= self.asked and self.shown >= self.asked:
+        """Note the moment when nothing more is asked and all that was is answered and shown."""
+        if (not self.sending or self.asked >= self.most > 0) and self.answered >= self.asked and self.shown >= self.asked:
             self.quiet.set()
 
 
@@ -139,10 +141,9 @@ class Pair:
                 tally.answer_seconds.append(now - self._due[number])
         if answered:
             tally.answered += answered
-            if not tally.sending:
-                tally.check_quiet()
-            elif not self._load.rate:
+            if tally.sending and not self._load.rate:
                 self.ask(answered, now)
+            tally.check_quiet()
 
     def _on_recipient_batch(self, batch: ServerBatch) -> None:
         if batch.events:
@@ -166,8 +167,7 @@ class Pair:
         tally.shown += len(events)
         if self._load.receipts and events:
             self.receiving.ack(self.conversation_id, self.follower.have)
-        if not tally.sending:
-            tally.check_quiet()
+        tally.check_quiet()
 
     def _is_expected(self, event: Event, number: int) -> bool:
         return (
@@ -243,6 +243,18 @@ class Load:
             pair.ask(1, due)
             self._fleet.spawn(pair.sending.flush(), "flush")
 
+    async def wait_all(self) -> None:
+        """Wait until the most that is to be asked is answered and shown, and tell how it goes. Raises CommandError if it stops."""
+        tally = self.tally
+        while not tally.quiet.is_set():
+            before = tally.shown
+            try:
+                await asyncio.wait_for(tally.quiet.wait(), _REPORT_SECONDS)
+            except TimeoutError:
+                progress(f"{tally.shown} of {tally.most}")
+                if tally.shown == before:
+                    raise CommandError(f"no message arrived for {_REPORT_SECONDS:g} s") from None
+
     async def end(self) -> None:
         """Ask for nothing more and wait until all is answered and shown; what a stream did not bring is fetched."""
         self.tally.sending = False
@@ -286,10 +298,10 @@ class Load:
         }
 
 
-async def connect_load(target: Target, fleet: Fleet, load: MessageLoad) -> Load:
-    """Connect the devices of all pairs."""
-    tally = Tally()
-    pairs = [Pair(target, index, tally, load) for index in range(load.pairs)]
+async def connect_load(target: Target, fleet: Fleet, load: MessageLoad, *, first_index: int = 0) -> Load:
+    """Connect the devices of all pairs; their users are numbered from `first_index`."""
+    tally = Tally(load.most * load.pairs)
+    pairs = [Pair(target, first_index + index, tally, load) for index in range(load.pairs)]
     streams = await fleet.connect([user for pair in pairs for user in (pair.sender.user_id, pair.recipient.user_id)], DEVICE)
     running = Load(target, fleet, pairs, tally, load)
     for index, pair in enumerate(pairs):

@@ -226,6 +226,7 @@ class Fleet:
 
     def __init__(self, address: str, token_for: Callable[[str], str], channel_count: int, group: asyncio.TaskGroup) -> None:
         self.channels = [grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for _ in range(channel_count)]
+        self.errors: list[str] = []
         self._token_for = token_for
         self._group = group
         self._readers: dict[Stream, asyncio.Task[None]] = {}
@@ -240,17 +241,40 @@ class Fleet:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def connect(self, users: Sequence[str], device_id: str) -> list[Stream]:
-        """Open a stream for each user, some at a time, and begin to read them. The first that fails ends all."""
-        opened = [self._stream(user, device_id) for user in users]
-        for start in range(0, len(opened), _CONNECT_PARALLEL):
-            await asyncio.gather(*(stream.open() for stream in opened[start : start + _CONNECT_PARALLEL]))
-        for stream in opened:
-            self._readers[stream] = self._group.create_task(stream.run(), name=f"read-{stream.user_id}")
+    @property
+    def connected(self) -> int:
+        """How many streams are open."""
+        return len(self._readers)
+
+    async def connect(self, users: Sequence[str], device_id: str, *, tolerate: bool = False) -> list[Stream]:
+        """Open a stream for each user, some at a time, and begin to read them.
+
+        The first that fails, now or later, ends all; `tolerate` counts it among `errors` instead.
+        """
+        opened: list[Stream] = []
+        for start in range(0, len(users), _CONNECT_PARALLEL):
+            streams = [self._stream(user, device_id) for user in users[start : start + _CONNECT_PARALLEL]]
+            failures = await asyncio.gather(*(stream.open() for stream in streams), return_exceptions=True)
+            for stream, failure in zip(streams, failures, strict=True):
+                if failure is None:
+                    self._readers[stream] = self._group.create_task(self._read(stream, tolerate), name=f"read-{stream.user_id}")
+                    opened.append(stream)
+                elif tolerate and isinstance(failure, StreamError):
+                    self.errors.append(failure.message)
+                else:
+                    raise failure
         if not self._beating and opened:
             self._beating = True
             self.spawn(self._beat(opened[0].welcome.heartbeat_interval.ToNanoseconds() / 1e9), "heartbeats")
         return opened
+
+    async def _read(self, stream: Stream, tolerate: bool) -> None:
+        try:
+            await stream.run()
+        except StreamError as error:
+            if not tolerate:
+                raise
+            self.errors.append(error.message)
 
     def _stream(self, user_id: str, device_id: str) -> Stream:
         channel = self.channels[self._next % len(self.channels)]
