@@ -1,16 +1,28 @@
 """Expected errors, and the one table that maps them to google.rpc.Status.
 
-A ServiceError is somebody else's fault or the weather: it has a code and a published reason, and is not logged as an error.
-Everything else that a handler raises is our bug: INTERNAL, logged once with its traceback.
+A ServiceError is somebody else's fault or the weather: it has a code and a published reason, and is not logged as an error. So are
+an engine and a service behind this one that can't be reached. Everything else that a handler raises is our bug: INTERNAL, logged
+once with its traceback (`handlers`).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import grpc
+import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-ERROR_DOMAIN = "parley"
+from chassis.eventlog import LogUnavailableError
+from chassis.registry import RegistryUnavailableError
+from chassis.timeline import TimelineUnavailableError
+
+ERROR_DOMAIN: Final = "parley"
+STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"  # where gRPC's trailing metadata carries a google.rpc.Status
+_ENGINE_ERRORS: Final = (LogUnavailableError, TimelineUnavailableError, RegistryUnavailableError)
+_UNREACHED_CODES: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+_MAX_DETAIL_CHARS: Final = 500  # a status travels twice in trailing metadata, of which clients take 8 KiB
+_UNAVAILABLE_RETRY_SECONDS: Final = 1.0  # engines take seconds to come back: sooner is load without hope, later is felt
 
 
 class ServiceError(Exception):
@@ -74,30 +86,63 @@ def status_of(error: ServiceError) -> status_pb2.Status:
     return build_status(error.code, error.reason, error.detail, error.retry_delay_seconds)
 
 
-def build_status(
-    code: grpc.StatusCode, reason: str, detail: str, retry_delay_seconds: float | None = None
-) -> status_pb2.Status:
+def expected_status(error: Exception) -> status_pb2.Status | None:
+    """Map what a handler raised to the status for its client, or None if it is our bug.
+
+    A status that a service behind this one gave is passed on as it is: it speaks of the client's request.
+    """
+    if isinstance(error, ServiceError):
+        return status_of(error)
+    if isinstance(error, _ENGINE_ERRORS):
+        return _unavailable("an engine behind this service can't be reached")
+    if isinstance(error, grpc.aio.AioRpcError):
+        status = carried_status(error)
+        if status is None and error.code() in _UNREACHED_CODES:
+            return _unavailable("a service behind this one can't be reached")
+        return status
+    return None
+
+
+def carried_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    """Return the google.rpc.Status with one of our reasons that came with a failed call, or None."""
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_DETAILS_KEY and isinstance(value, bytes):
+            try:
+                status = status_pb2.Status.FromString(value)
+            except DecodeError:  # a peer's fault, and there is nothing to read in it
+                return None
+            if status.code == error.code().value[0] and reason_of(status):
+                return status
+    return None
+
+
+def _unavailable(detail: str) -> status_pb2.Status:
+    return build_status(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", detail, _UNAVAILABLE_RETRY_SECONDS)
+
+
+def build_status(code: grpc.StatusCode, reason: str, detail: str, retry_delay_seconds: float | None = None) -> status_pb2.Status:
     """Build a google.rpc.Status with ErrorInfo(reason, domain), and RetryInfo if a delay is given."""
-    number: int = code.value[0]
-    status = status_pb2.Status(code=number, message=detail)
-    _attach(status.details.add(), error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
+    status = status_pb2.Status(code=code.value[0], message=detail[:_MAX_DETAIL_CHARS])
+    _attach(status, error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
     if retry_delay_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(retry_delay_seconds * 1e9))
-        _attach(status.details.add(), error_details_pb2.RetryInfo(retry_delay=delay))
+        _attach(status, error_details_pb2.RetryInfo(retry_delay=delay))
     return status
 
 
-def _attach(slot: any_pb2.Any, detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> None:
-    slot.Pack(detail)
+def _attach(status: status_pb2.Status, detail: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)
 
 
 def reason_of(status: status_pb2.Status) -> str:
-    """Return a status's ErrorInfo.reason, or an empty string."""
+    """Return a status's ErrorInfo.reason if it is one of ours, or an empty string."""
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
-            return info.reason
+        if _unpack(detail, info) and info.domain == ERROR_DOMAIN:
+            return str(info.reason)
     return ""
 
 
@@ -105,6 +150,10 @@ def retry_delay_of(status: status_pb2.Status) -> float | None:
     """Return a status's RetryInfo.retry_delay in seconds, or None."""
     info = error_details_pb2.RetryInfo()
     for detail in status.details:
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
-            return info.retry_delay.ToNanoseconds() / 1e9
+        if _unpack(detail, info):
+            return float(info.retry_delay.ToNanoseconds()) / 1e9
     return None
+
+
+def _unpack(detail: any_pb2.Any, into: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> bool:
+    return bool(detail.Is(into.DESCRIPTOR)) and detail.Unpack(into)

@@ -1,0 +1,145 @@
+"""A gRPC server on a socket: bound, guarded, with health and reflection, stopped in bounded time."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from chassis.handlers import GuardedGenericHandler, Handler, guard_methods
+from chassis.transport import SERVER_MAX_RECEIVE_BYTES, TlsFiles, server_credentials, server_options
+
+Register = Callable[[grpc.aio.Server], None]
+STOP_GRACE_SECONDS: Final = 1.0  # for unary calls under way; streams were ended before, those that were not are cancelled after it
+_STOP_LIMIT_SECONDS: Final = 5.0  # for handlers to end once cancelled; a process that exits must not hang on one that does not
+log = structlog.get_logger()
+
+
+class BindError(Exception):
+    """The server can't listen on its address."""
+
+
+class RunningServer:
+    """A server that listens at `address` (host:port); made by `open_server`."""
+
+    def __init__(self, address: str, services: Iterable[str], health_servicer: health.aio.HealthServicer) -> None:
+        self.address = address
+        self.services = tuple(services)
+        self._health = health_servicer
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tell health checks whether new calls are welcome, for the server ("") and each service. Calls are served either way."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *self.services):
+            await self._health.set(service, status)
+
+
+@asynccontextmanager
+async def open_server(
+    *,
+    bind: str,
+    register: Register,
+    tls: TlsFiles | None = None,
+    max_receive_bytes: int = SERVER_MAX_RECEIVE_BYTES,
+    stop_grace_seconds: float = STOP_GRACE_SECONDS,
+) -> AsyncIterator[RunningServer]:
+    """Serve what `register` adds, plus health and reflection, on `bind` (host:port, port 0: a free one).
+
+    Leaving refuses new calls, gives running ones `stop_grace_seconds`, then cancels them. Raises BindError, TlsError.
+    """
+    inner = grpc.aio.server(options=server_options(max_receive_bytes))
+    server = _GuardedServer(inner)
+    register(server)
+    health_servicer = health.aio.HealthServicer()
+    for service in server.services:
+        await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+    running_services = tuple(server.services)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = (*server.services, reflection.SERVICE_NAME)
+    servicer = reflection.aio.ReflectionServicer(names)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # has no stubs
+    port = _bind(inner, bind, tls)
+    await inner.start()
+    try:
+        yield RunningServer(f"{_split(bind)[0]}:{port}", running_services, health_servicer)
+    finally:
+        await health_servicer.enter_graceful_shutdown()
+        await _stop(inner, bind, stop_grace_seconds)
+
+
+class _GuardedServer(grpc.aio.Server):
+    """A server that wraps the handlers which are added to it and remembers their services' names."""
+
+    def __init__(self, inner: grpc.aio.Server) -> None:
+        self._inner = inner
+        self.services: list[str] = []
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        handlers = list(generic_rpc_handlers)
+        for handler in handlers:
+            if isinstance(handler, grpc.ServiceRpcHandler) and handler.service_name() not in self.services:
+                self.services.append(handler.service_name())
+        self._inner.add_generic_rpc_handlers([GuardedGenericHandler(handler) for handler in handlers])
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
+        self._inner.add_registered_method_handlers(service_name, guard_methods(service_name, method_handlers))
+
+    def add_insecure_port(self, address: str) -> int:
+        raise grpc.aio.UsageError(f"open_server chooses the port, not {address}")
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        raise grpc.aio.UsageError(f"open_server chooses the port, not {address}")
+
+    async def start(self) -> None:
+        raise grpc.aio.UsageError("open_server starts the server")
+
+    async def stop(self, grace: float | None) -> None:
+        raise grpc.aio.UsageError("leaving open_server stops the server")
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        return await self._inner.wait_for_termination(timeout)
+
+
+def _bind(server: grpc.aio.Server, bind: str, tls: TlsFiles | None) -> int:
+    credentials = None if tls is None else server_credentials(tls)
+    try:
+        port = server.add_insecure_port(bind) if credentials is None else server.add_secure_port(bind, credentials)
+    except RuntimeError as error:
+        raise BindError(f"can't listen on {bind}: {_why_not(bind)}") from error
+    if port == 0:
+        raise BindError(f"can't listen on {bind}: {_why_not(bind)}")
+    return port
+
+
+def _why_not(bind: str) -> str:
+    """Find out why an address could not be bound, which gRPC only logs."""
+    host, port = _split(bind)
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+    except (OSError, OverflowError, ValueError) as error:
+        return str(error)
+    return "the address was refused"
+
+
+def _split(bind: str) -> tuple[str, str]:
+    host, _, port = bind.rpartition(":")
+    return host, port
+
+
+async def _stop(server: grpc.aio.Server, bind: str, grace_seconds: float) -> None:
+    """Stop, even if a handler ignores its cancellation (gRPC would wait for it for ever) or we are being cancelled."""
+    stopping: asyncio.Task[Any] = asyncio.ensure_future(server.stop(grace_seconds))
+    _, late = await asyncio.wait([stopping], timeout=grace_seconds + _STOP_LIMIT_SECONDS)
+    if late:
+        log.error("server did not stop: a handler ignores its cancellation", bind=bind)
+        stopping.cancel()
+    else:
+        stopping.result()

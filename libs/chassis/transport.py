@@ -1,0 +1,89 @@
+"""Keepalive, limits and TLS of gRPC connections: what servers and channels must agree on."""
+
+import ssl
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import grpc
+
+Options = list[tuple[str, int | str]]
+
+SERVER_MAX_RECEIVE_BYTES: Final = 4 * 1024 * 1024  # gRPC's own default: whatever a service takes comes in batches far below
+CHANNEL_MAX_RECEIVE_BYTES: Final = 16 * 1024 * 1024  # a page of 200 events with bodies of 16 KiB and more, four times over
+
+# A client pings after 20 s without traffic and gives up after 10 s more: what a service behind is allowed to be gone unnoticed.
+CLIENT_KEEPALIVE_MS: Final = 20_000
+CLIENT_KEEPALIVE_TIMEOUT_MS: Final = 10_000
+# gRPC drops clients that ping more often than every 5 min: ours, and apps that need it (NAT, mobile networks), may every 10 s.
+MIN_PING_INTERVAL_MS: Final = 10_000
+# Devices show by their own heartbeats that they live. This is for connections without a stream, so it may be slow: a ping costs
+# a server of 50,000 connections ~25 us each, and a phone its radio.
+SERVER_KEEPALIVE_MS: Final = 300_000
+SERVER_KEEPALIVE_TIMEOUT_MS: Final = 20_000
+HANDSHAKE_TIMEOUT_MS: Final = 10_000  # who connects and says nothing goes after this, not after gRPC's 120 s
+MAX_STREAMS_PER_CONNECTION: Final = 1_000  # gateways share one connection to a store; gRPC's default has no bound
+MAX_RECONNECT_BACKOFF_MS: Final = 5_000  # gRPC's 120 s would keep a service away from one that is long back
+
+
+class TlsError(Exception):
+    """The TLS files can't be used."""
+
+
+class TlsFiles(NamedTuple):
+    """A server's certificate (with its chain) and private key, PEM."""
+
+    certificate: Path
+    key: Path
+
+
+class TlsRoots(NamedTuple):
+    """Whom a client trusts: a PEM file of certificates, or those that gRPC brings."""
+
+    certificates: Path | None = None
+
+
+def server_options(max_receive_bytes: int) -> Options:
+    """Return a server's channel arguments."""
+    return [
+        ("grpc.max_receive_message_length", max_receive_bytes),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", SERVER_KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", SERVER_KEEPALIVE_TIMEOUT_MS),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+        ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the connections
+    ]
+
+
+def channel_options(max_receive_bytes: int) -> Options:
+    """Return a client's channel arguments."""
+    return [
+        ("grpc.max_receive_message_length", max_receive_bytes),
+        ("grpc.keepalive_time_ms", CLIENT_KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", CLIENT_KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_BACKOFF_MS),
+        ("grpc.use_local_subchannel_pool", 1),  # a channel is a connection: two devices in one process share none
+        ("grpc.enable_http_proxy", 0),  # proxies cut long streams, and services lie beside each other
+    ]
+
+
+def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Read a server's TLS files. Raises TlsError that names them."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)  # gRPC would only fail to bind
+        return grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
+    except (OSError, ssl.SSLError) as error:
+        raise TlsError(f"certificate {tls.certificate} with key {tls.key} can't be used: {error}") from error
+
+
+def channel_credentials(tls: TlsRoots) -> grpc.ChannelCredentials:
+    """Read a client's trusted certificates. Raises TlsError that names the file."""
+    if tls.certificates is None:
+        return grpc.ssl_channel_credentials()
+    try:
+        return grpc.ssl_channel_credentials(tls.certificates.read_bytes())
+    except OSError as error:
+        raise TlsError(f"trusted certificates {tls.certificates} can't be read: {error}") from error
