@@ -14,7 +14,7 @@ from parley_cli.failures import SetupError
 from parley_protocol.ids import is_app_id
 from services.gateway.keys import KEY_FILE_NAME, KeyFileError, load_or_create_key, mint_token
 
-DEFAULT_ADDRESS = "127.0.0.1:7400"  # outside the range from which Linux draws ports for outgoing connections
+DEFAULT_ADDRESS = "127.0.0.1:7080"  # where `parley up` listens unless told otherwise
 # What a person at a terminal uses; a second terminal of the same user names another.
 DEFAULT_DEVICE = "cli"
 _TOKEN_SECONDS = 3600.0  # a token that a command makes for itself; it makes another when it connects again

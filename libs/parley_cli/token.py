@@ -13,7 +13,7 @@ from parley_cli.durations import duration
     epilog=examples(
         "parley token alice",
         "parley token alice --device phone --ttl 30d",
-        'grpcurl -plaintext -H "authorization: Bearer $(parley token alice)" 127.0.0.1:7400 list',
+        'grpcurl -plaintext -H "authorization: Bearer $(parley token alice)" 127.0.0.1:7080 list',
     ),
 )
 @click.argument("user", type=user_id)

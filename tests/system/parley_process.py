@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import IO, Self
 
 DEADLINE_SECONDS = 30.0  # for one expected line; generous because machines that run tests are busy
+PARLEY = (sys.executable, "-m", "parley_cli")
+# A session leader takes the terminal on its stdin as its own, so that Ctrl-C there reaches the foreground job, as for a user.
+_TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?<>]*[a-zA-Z~]|\][^\x07]*\x07|[()][A-Z0-9]|[=>78])")
 
 
@@ -67,27 +70,41 @@ class Output:
         return not self._ended
 
 
-class Parley:
-    """One running `parley` command. Use it as a context manager: leaving kills it if it still runs."""
+class Program:
+    """One running command, in a session of its own. Use it as a context manager: leaving kills what still runs of it."""
 
-    def __init__(self, *arguments: str, home: Path, env: Mapping[str, str] | None = None, terminal: bool = False) -> None:
-        command = [sys.executable, "-m", "parley_cli", *arguments]
+    def __init__(
+        self,
+        *command: str,
+        home: Path,
+        env: Mapping[str, str] | None = None,
+        terminal: bool = False,
+        directory: Path | None = None,
+    ) -> None:
         self.stdout, self.stderr = Output(), Output()
         self._terminal: int | None = None
         if terminal:
             self._terminal, inner = pty.openpty()
             # No answers to cursor position requests here: prompt_toolkit would wait for them and then warn.
             env = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "100", "LINES": "30"} | dict(env or {})
-            self._process = subprocess.Popen(
-                command, stdin=inner, stdout=inner, stderr=inner, env=environment(home, env), start_new_session=True
-            )
-            os.close(inner)
-            self._readers = [threading.Thread(target=self._read_terminal, daemon=True)]
-            self.stderr.feed(None)
+            command = (sys.executable, "-c", _TAKE_TERMINAL, *command)
+            pipes = (inner, inner, inner)
         else:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(home, env)
-            )
+            pipes = (subprocess.PIPE, subprocess.PIPE, subprocess.PIPE)
+        self._process = subprocess.Popen(
+            command,
+            stdin=pipes[0],
+            stdout=pipes[1],
+            stderr=pipes[2],
+            env=environment(home, env),
+            cwd=directory,
+            start_new_session=True,
+        )
+        if terminal:
+            os.close(inner)
+            self.stderr.feed(None)
+            self._readers = [threading.Thread(target=self._read_terminal, daemon=True)]
+        else:
             assert self._process.stdout
             assert self._process.stderr
             self._readers = [
@@ -101,8 +118,8 @@ class Parley:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
+        with contextlib.suppress(ProcessLookupError):  # the whole session ended by itself
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for reader in self._readers:
             reader.join()
@@ -170,6 +187,13 @@ class Parley:
         self.stdout.feed(None)
 
 
+class Parley(Program):
+    """One running `parley` command."""
+
+    def __init__(self, *arguments: str, home: Path, env: Mapping[str, str] | None = None, terminal: bool = False) -> None:
+        super().__init__(*PARLEY, *arguments, home=home, env=env, terminal=terminal)
+
+
 class Server(Parley):
     """A `parley up` that serves from when the context is entered; `address` says where."""
 
@@ -189,7 +213,7 @@ class Server(Parley):
 def run(*arguments: str, home: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> tuple[int, str, str]:
     """Run a command to its end; return exit code, stdout and stderr."""
     done = subprocess.run(
-        [sys.executable, "-m", "parley_cli", *arguments],
+        [*PARLEY, *arguments],
         input=stdin,
         capture_output=True,
         env=environment(home, env),

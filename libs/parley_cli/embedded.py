@@ -1,0 +1,146 @@
+"""The embedded topology: every service in this process, on engines that need no server. The real pipeline, not a bypass.
+
+What is opened last is drained first: devices are told to go, what they sent reaches the log, then deliveries end, then the worker,
+then the engines. Nothing depends on that order for safety: a process that is killed loses as little.
+"""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+from prometheus_client import CollectorRegistry
+
+from chassis.clock import Clock, SystemClock
+from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
+from chassis.inprocess import InProcessChannel, InProcessServer
+from chassis.registry import Instance
+from chassis.server import open_server
+from chassis.transport import TlsFiles
+from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from services.gateway.app import Gateway, open_gateway, open_verifier
+from services.gateway.config import GatewaySettings
+from services.gateway.tokens import TokenVerifier
+from services.router.app import open_router
+from services.router.config import RouterSettings
+from services.store.app import open_store
+from services.store.config import StoreSettings
+from services.store.rows import TABLES
+
+# One partition each: one core serves them all, and every batch shares one commit.
+TOPICS = {COMMANDS: 1, EVENTS: 1, OFFLINE: 1, DEAD_LETTERS: 1}
+_GATEWAYS = "gateway"  # what routers look for in the registry
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSettings:
+    """The settings of all services."""
+
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    router: RouterSettings = field(default_factory=RouterSettings)
+
+
+@asynccontextmanager
+async def open_engines(data: Path | MemoryDisk | None, clock: Clock) -> AsyncIterator[EmbeddedEngines]:
+    """Open log, tables and registry on a folder, on a simulated disk, or (None) in memory. Raises as open_embedded_engines."""
+    async with open_embedded_engines(
+        data, topics=TOPICS, durable_topics=(COMMANDS,), tables=TABLES, clock=clock
+    ) as engines:
+        yield engines
+
+
+@asynccontextmanager
+async def open_services(
+    settings: EmbeddedSettings,
+    engines: EmbeddedEngines,
+    *,
+    verifier: TokenVerifier,
+    clock: Clock,
+    metrics: CollectorRegistry,
+    rng: random.Random,
+) -> AsyncIterator[Gateway]:
+    """Join all services in memory and run them; the gateway's public side is the caller's to serve. Runs on any event loop."""
+    internal = InProcessServer()  # one for all three: their methods have names of their own
+    channel = InProcessChannel(internal)
+    async with (
+        open_store(settings.store, log=engines.log, timeline=engines.timeline, clock=clock, metrics=metrics, rng=rng) as store,
+        open_gateway(
+            settings.gateway,
+            log=engines.log,
+            store_channel=channel,
+            router_channel=channel,
+            verifier=verifier,
+            clock=clock,
+            metrics=metrics,
+            rng=rng,
+        ) as gateway,
+    ):
+        store.register(internal)
+        gateway.register_internal(internal)
+        try:
+            async with (
+                engines.registry.open_session(Instance(_GATEWAYS, gateway.instance_id, "in this process")),
+                open_router(
+                    settings.router,
+                    log=engines.log,
+                    registry=engines.registry,
+                    store_channel=channel,
+                    open_gateway_channel=lambda _: _lent(channel),
+                    clock=clock,
+                    metrics=metrics,
+                    rng=rng,
+                ) as router,
+            ):
+                router.register(internal)
+                yield gateway
+        finally:
+            await internal.stop(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that devices can reach."""
+
+    address: str
+    gateway: Gateway
+
+
+@asynccontextmanager
+async def open_embedded(
+    settings: EmbeddedSettings, data_dir: Path, *, metrics: CollectorRegistry, rng: random.Random
+) -> AsyncIterator[Running]:
+    """Serve devices from a data folder. Leaving drains. Raises what engines, keys, TLS files and the address can be refused with."""
+    clock = SystemClock()
+    async with open_engines(data_dir, clock) as engines:
+        verifier = open_verifier(settings.gateway, data_dir, clock)
+        async with (
+            open_services(settings, engines, verifier=verifier, clock=clock, metrics=metrics, rng=rng) as gateway,
+            open_server(
+                bind=settings.gateway.listen,
+                register=gateway.register_public,
+                tls=_tls_of(settings.gateway),
+                max_receive_bytes=settings.gateway.frame_bytes,
+            ) as server,
+        ):
+            try:
+                yield Running(server.address, gateway)
+            finally:
+                await server.set_serving(False)
+                await gateway.drain()
+
+
+def _tls_of(settings: GatewaySettings) -> TlsFiles | None:
+    if settings.tls_certificate_file is None or settings.tls_key_file is None:
+        return None
+    return TlsFiles(settings.tls_certificate_file, settings.tls_key_file)
+
+
+@asynccontextmanager
+async def _lent(channel: grpc.aio.Channel) -> AsyncIterator[grpc.aio.Channel]:
+    """Lend the channel: whoever closes what it was lent closes nothing."""
+    yield channel
+
+

@@ -1,0 +1,153 @@
+"""`parley up`: a server on this machine."""
+
+import asyncio
+import os
+import random
+import shlex
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Literal
+
+import click
+from prometheus_client import CollectorRegistry
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from chassis.app import Stop, run
+from chassis.config import ConfigError, load_settings
+from chassis.embedded import DataFolderError
+from chassis.logs import configure_logging
+from chassis.metrics import open_metrics_server
+from chassis.server import BindError
+from chassis.sqlite import StorageError
+from chassis.transport import TlsError
+from parley_cli.connection import data_option, examples
+from parley_cli.embedded import EmbeddedSettings, Running, open_embedded
+from parley_cli.failures import SetupError
+from services.gateway.config import GatewaySettings, is_loopback
+from services.gateway.keys import KeyFileError
+from services.gateway.tokens import KeysFileError
+
+
+class UpSettings(BaseSettings):
+    """What concerns the process and no single service."""
+
+    model_config = SettingsConfigDict(env_prefix="PARLEY_", frozen=True)
+
+    metrics_listen: str = Field("", pattern=r"^$|^.+:\d{1,5}$", description="Where Prometheus finds /metrics; empty: nowhere.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="What is logged, to stderr.")
+    log_json: bool = Field(False, description="Log JSON lines, for machines.")
+
+
+@click.command(
+    short_help="Run a server on this machine.",
+    epilog=examples(
+        "parley up",
+        "parley up --listen 127.0.0.1:0 --data data",
+        "parley up --metrics 127.0.0.1:9464",
+        "PARLEY_GATEWAY_TOKEN_KEYS_FILE=keys.json parley up --listen 0.0.0.0:443 --tls-certificate chain.pem --tls-key key.pem",
+    ),
+)
+@click.option("--listen", metavar="A:P", help="Where devices connect; port 0 picks a free one.  [default: 127.0.0.1:7080]")
+@data_option
+@click.option("--metrics", metavar="A:P", help="Serve Prometheus metrics at http://A:P/metrics.  [default: nowhere]")
+@click.option("--tls-certificate", metavar="FILE", help="The certificate with its chain (PEM); needed beyond loopback.")
+@click.option("--tls-key", metavar="FILE", help="Its private key (PEM).")
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: warning]")
+@click.option("--log-json", is_flag=True, help="Log JSON lines.")
+def up(data_dir: Path, log_json: bool, **flags: str | None) -> None:
+    """Run a server on this machine: all services in this process, data in one folder.
+
+    Says `ready` with its address once it serves. Ctrl-C (or SIGTERM) says goodbye to all devices and ends it, a second one ends it at
+    once. Whatever was acknowledged is there at the next start, also after a SIGKILL or a power loss.
+
+    Flags go before the environment: PARLEY_GATEWAY_LISTEN, PARLEY_METRICS_LISTEN, PARLEY_GATEWAY_TLS_CERTIFICATE_FILE and so on; every
+    setting of the gateway can be set by PARLEY_GATEWAY_<NAME>.
+    """
+    names = {
+        "listen": "PARLEY_GATEWAY_LISTEN",
+        "metrics": "PARLEY_METRICS_LISTEN",
+        "tls_certificate": "PARLEY_GATEWAY_TLS_CERTIFICATE_FILE",
+        "tls_key": "PARLEY_GATEWAY_TLS_KEY_FILE",
+        "log_level": "PARLEY_LOG_LEVEL",
+    }
+    environ = dict(os.environ) | {names[flag]: value for flag, value in flags.items() if value is not None}
+    if log_json:
+        environ["PARLEY_LOG_JSON"] = "true"
+    settings, gateway_settings = read_settings(environ)
+    configure_logging(json=settings.log_json, level=settings.log_level)
+    prefer_throughput()
+    try:
+        run(lambda stop: serve(stop, settings, EmbeddedSettings(gateway=gateway_settings), data_dir))
+    except (BindError, DataFolderError, KeyFileError, KeysFileError, StorageError, TlsError) as error:
+        raise SetupError(str(error)) from error
+
+
+def read_settings(environ: Mapping[str, str]) -> tuple[UpSettings, GatewaySettings]:
+    """Read all settings. Raises SetupError that names every bad key at once."""
+    problems: list[str] = []
+    loaded = []
+    for cls in (UpSettings, GatewaySettings):
+        try:
+            loaded.append(load_settings(cls, environ))
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise SetupError("\n".join(problems))
+    return loaded[0], loaded[1]
+
+
+def prefer_throughput() -> None:
+    """Ask for longer time slices: fewer preemptions while a batch is under way (docs/performance.md has the measurement)."""
+    if hasattr(os, "sched_setscheduler"):
+        try:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except PermissionError:  # a container may forbid it: the server is slower, not wrong
+            return
+
+
+async def serve(stop: Stop, settings: UpSettings, services: EmbeddedSettings, data_dir: Path) -> None:
+    """Serve until told to stop, then drain."""
+    registry = CollectorRegistry()
+    async with AsyncExitStack() as stack:
+        metrics_address = ""
+        if settings.metrics_listen:
+            metrics = await stack.enter_async_context(open_metrics_server(settings.metrics_listen, registry))
+            metrics_address = metrics.address
+        running = await stack.enter_async_context(open_embedded(services, data_dir, metrics=registry, rng=random.Random()))
+        click.echo(announcement(running, metrics_address, services.gateway, data_dir))
+        await until_stopped(stop, running)
+        click.echo("stopping")
+
+
+async def until_stopped(stop: Stop, running: Running) -> None:
+    """Wait for the signal. Raises what ended a service meanwhile."""
+    waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(running.gateway.wait_failed())]
+    try:
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in done:
+            wait.result()
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+
+
+def announcement(running: Running, metrics_address: str, settings: GatewaySettings, data_dir: Path) -> str:
+    """Say where the server is, and how to chat."""
+    address = running.address
+    tls = f" --tls-ca {shlex.quote(str(settings.tls_certificate_file))}" if settings.tls_certificate_file else ""
+    options = f"--server {address} --data {shlex.quote(str(data_dir))}{tls}"
+    lines = [f"parley is ready on {address}", ""]
+    if settings.token_keys_file is None and is_loopback(address):
+        lines += [
+            "Chat in two more terminals:",
+            f"  parley chat alice --with bob {options}",
+            f"  parley chat bob --with alice {options}",
+            "",
+        ]
+    if metrics_address:
+        lines.append(f"metrics on http://{metrics_address}/metrics")
+    lines += [f"data in {data_dir}", "Ctrl-C stops the server."]
+    return "\n".join(lines)
