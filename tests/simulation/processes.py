@@ -26,6 +26,10 @@ RESTART_SECONDS_MAX = 10.0
 WEEK_MS = 7 * 24 * 3600 * 1000
 
 
+class BrokenError(Exception):
+    """A service broke its contract, or failed where it must not."""
+
+
 @dataclass(frozen=True)
 class Incarnation:
     """One run of a process: what it is given, and lost when it dies."""
@@ -114,33 +118,33 @@ class Simulation:
                     incarnation.life.die("the end")
                 while left := loop.live_tasks(incarnation.name):
                     await asyncio.wait(left)
-            if incarnation.life.alive:
-                task.result()
-                raise AssertionError(f"{incarnation.name} ended by itself")
+            if incarnation.life.alive and not task.cancelled():
+                raise BrokenError(f"{incarnation.name} ended by itself") from task.exception()
             if not task.cancelled():
                 task.exception()  # the dying may say anything
             await asyncio.sleep(restarts.uniform(0.0, RESTART_SECONDS_MAX))
 
     async def run(self, *services: Coroutine[Any, Any, None], until: Awaitable[T]) -> T:
-        """Run services for ever (`keep_running`) until the awaitable ends, a service fails or one logs an exception."""
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(service) for service in services]
-            drive = group.create_task(_result_of(until))
-            await asyncio.wait((drive, self.bug), return_when=asyncio.FIRST_COMPLETED)
+        """Run services (`keep_running`) until the awaitable ends. Raises BrokenError if a service ends or logs an exception."""
+        drive = asyncio.ensure_future(until)
+        running = [asyncio.create_task(service) for service in services]
+        try:
+            await asyncio.wait((drive, self.bug, *running), return_when=asyncio.FIRST_COMPLETED)
             if self.bug.done():
-                self.bug.result()
+                raise BrokenError("a service logged an exception") from self.bug.exception()
             for task in running:
+                if task.done():
+                    task.result()
+            return drive.result()
+        finally:
+            for task in (drive, *running):
                 task.cancel()
-        return drive.result()
+            await asyncio.gather(drive, *running, return_exceptions=True)
 
     async def settle(self) -> None:
         """Wait until nothing is on its way to an engine."""
         await self.tables.settle()
         await self.topics.settle()
-
-
-async def _result_of(awaitable: Awaitable[T]) -> T:
-    return await awaitable
 
 
 async def _run(main: Callable[[Incarnation], Awaitable[None]], incarnation: Incarnation) -> None:

@@ -72,6 +72,7 @@ def _timelines(tables: Tables) -> dict[str, dict[int, Event]]:
 def _collect_answers(workload: Workload, events: Sequence[EventRecord]) -> Iterator[str]:
     """Put the published outcomes into the history; yield what is wrong with them by themselves."""
     answered: set[tuple[Device, bytes]] = set()
+    refused: set[tuple[Device, bytes]] = set()
     for record in events:
         device = Device(record.user_id, record.device_id)
         for outcome in ServerBatch.FromString(record.own).outcomes:
@@ -82,11 +83,14 @@ def _collect_answers(workload: Workload, events: Sequence[EventRecord]) -> Itera
                 if request not in workload.undecidable:
                     yield f"{device} {outcome.request_id.hex()} was dead-lettered: {outcome.rejected.message}"
             elif reason == "REQUEST_ID_REUSED":
+                refused.add(request)
                 if request not in workload.reused:
                     yield f"{device} {outcome.request_id.hex()} was refused as reused and was not"
             else:
                 seq = outcome.accepted.seq
                 workload.history.device(*device).answered.append(Answered(outcome.request_id, record.conversation_id, seq))
+    for device, request_id in sorted(workload.reused - refused):
+        yield f"{device} {request_id.hex()} was used for another payload and not refused"
     for device, own in workload.history.devices.items():
         for asked in own.asked:
             if (device, asked.request_id) not in answered:

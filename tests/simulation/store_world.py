@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from random import Random
 
-from processes import Incarnation, NotingTimeline, Simulation, hash_of, open_fresh_timeline, open_simulation
+from processes import BrokenError, Incarnation, NotingTimeline, Simulation, hash_of, open_fresh_timeline, open_simulation
 from prometheus_client import CollectorRegistry
 from store_judge import Story, judge_store
 from store_workload import Workload
@@ -30,7 +30,6 @@ from services.store.rows import TABLES
 
 WORKERS = 2  # both live, on the same partitions: each is the other's zombie
 COMMANDS_A_DEVICE = 12  # with some 8 devices a hundred records: enough to meet most faults, few enough for many seeds
-SETTINGS = StoreSettings(poll_records=20, bucket_bits=2, max_conversations=2, recent_bytes=2_000)  # tiny: every path is walked
 RUN_LIMIT_SECONDS = 4 * 3600.0
 QUIET_SECONDS = LATE_SECONDS_MAX + PAUSE_SECONDS_MAX + 60.0  # after it everybody who was away is back, and everything late came
 
@@ -188,26 +187,29 @@ class _Unheard:
         """Forget it."""
 
 
+def tiny_settings(rng: Random) -> StoreSettings:
+    """Draw settings with which a hundred records walk every path: buckets that fill, caches that forget."""
+    return StoreSettings(
+        poll_records=rng.choice((3, 20, 100)), bucket_bits=2, max_conversations=rng.choice((1, 3, 100)), recent_bytes=2_000
+    )
+
+
 def run_seed(
-    seed: int,
-    *,
-    rates: Mapping[str, float] = RATES,
-    settings: StoreSettings = SETTINGS,
-    partitions: int = 0,
-    keep_trace: bool = False,
+    seed: int, *, rates: Mapping[str, float] = RATES, settings: StoreSettings | None = None, keep_trace: bool = False
 ) -> Report:
-    """Run one seed and judge it; raises if the contract broke. `partitions` 0: one or two, as the seed says."""
+    """Run one seed and judge it; raises if the contract broke. Without settings the seed draws them, tiny."""
 
     async def main(rng: Random) -> Report:
-        count = partitions or rng.randint(1, 2)
+        count = rng.randint(1, 2)  # partitions
+        drawn = tiny_settings(rng)
         topics = {COMMANDS: count, EVENTS: count, OFFLINE: count, DEAD_LETTERS: count}
         async with open_simulation(
             seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=rates, keep_trace=keep_trace
         ) as simulation:
-            story = await StoreWorld(simulation, settings).run()
+            story = await StoreWorld(simulation, settings or drawn).run()
             simulation.trace.note("judge", f"tables {hash_of(await simulation.timeline.dump())}")
             if story.faults:
-                raise AssertionError("the contract broke:\n  " + "\n  ".join(story.faults))
+                raise BrokenError("the contract broke:\n  " + "\n  ".join(story.faults))
             loop = asyncio.get_running_loop()
             assert isinstance(loop, VirtualLoop)
             digest, lines = simulation.trace.digest(), list(simulation.trace.lines) if keep_trace else []

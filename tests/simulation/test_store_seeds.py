@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from store_world import SETTINGS, Report, run_seed
+from store_world import Report, run_seed
 
 from chassis.testing import faults
+from services.store.config import StoreSettings
 
 SEEDS = range(50)
 reports: dict[int, Report] = {}
@@ -34,7 +35,7 @@ def test_the_faults_really_happened():
 
 def test_without_faults_nothing_happens_twice():
     """One worker's work without faults is the plain case, and it must be quick."""
-    report = run_seed(1, rates={}, partitions=1)
+    report = run_seed(1, rates={})
     assert report.faults == {}
     assert report.story.verdict.unanswered == 0
 
@@ -58,4 +59,4 @@ def test_a_seed_means_the_same_in_another_process(hash_seed):
 def test_settings_change_nothing_that_is_decided():
     """A batch of 500, large buckets and large caches keep the contract as well."""
     for seed in range(5):
-        run_seed(seed, settings=type(SETTINGS)())
+        run_seed(seed, settings=StoreSettings())

@@ -24,6 +24,7 @@ APPEND_FAILS: Final = "append unknown"  # any prefix is in the log
 APPEND_LATE: Final = "append late"  # the rest of a failed append, after the error came back
 POLL_FAILS: Final = "poll fails"
 REWIND: Final = "partition regained"  # a consumer gets everything since the last commit again
+REJOIN: Final = "laggard thrown out"  # a consumer whose partition another took further finds itself there
 COMMIT_LAGS: Final = "commit lags"  # what is done is not committed yet: a crash hands it out again
 SLOW: Final = "slow"  # an operation takes up to two seconds
 OUTAGE: Final = "engine away"  # every operation on it fails for a while
@@ -43,12 +44,13 @@ RATES: Final[Mapping[str, float]] = {
     APPEND_FAILS: 0.05,
     APPEND_LATE: 0.5,  # of failed appends
     POLL_FAILS: 0.02,
-    REWIND: 0.03,
+    REWIND: 0.04,
+    REJOIN: 0.5,  # of the polls of a consumer that is behind its group
     COMMIT_LAGS: 0.7,  # of finished batches
     SLOW: 0.03,
     OUTAGE: 0.002,
-    PAUSE: 0.003,
-    CRASH: 0.01,
+    PAUSE: 0.01,
+    CRASH: 0.006,
     WALL_JUMP: 0.3,  # of the occasions that a workload gives
     CUT: 0.3,  # likewise
 }
@@ -193,7 +195,7 @@ class Life:
         if self.steps == self._crash_at_step or self._stream.happens(CRASH):
             self.die(where)
         elif self._stream.happens(PAUSE):
-            await asyncio.sleep(self._stream.rng.uniform(1.0, PAUSE_SECONDS_MAX))
+            await asyncio.sleep(PAUSE_SECONDS_MAX ** self._stream.rng.uniform(-0.1, 1.0))  # short ones are as likely as long ones
         self.require_alive()
 
     def die(self, where: str) -> None:

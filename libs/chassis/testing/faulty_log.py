@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogUnavailableError
@@ -12,6 +12,7 @@ from chassis.testing.faults import (
     COMMIT_LAGS,
     LATE_SECONDS_MAX,
     POLL_FAILS,
+    REJOIN,
     REWIND,
     Engine,
     FaultStream,
@@ -26,10 +27,12 @@ class LogEngine(Engine):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
+        self.committed: dict[GroupPartition, int] = {}  # the last offset that the group's offset has passed
         self.uncommitted: defaultdict[GroupPartition, dict[int, LogRecord]] = defaultdict(dict)
 
     def commit(self, where: GroupPartition, offset: int) -> None:
-        """Let the group's offset pass `offset`."""
+        """Let the group's offset pass `offset`; a zombie's late commit does not take it back."""
+        self.committed[where] = max(offset, self.committed.get(where, -1))
         records = self.uncommitted[where]
         for done in [done for done in records if done <= offset]:
             del records[done]
@@ -89,8 +92,9 @@ class FaultyLog:
     @asynccontextmanager
     async def open_consumer(self, topic: str, group: str) -> AsyncIterator[LogConsumer]:
         async with self._inner.open_consumer(topic, group) as inner:
-            consumer = FaultyConsumer(inner, topic, group, self._engine, self._stream, self._life)
-            consumer.rewind(range(await self._inner.partition_count(topic)))
+            partitions = range(await self._inner.partition_count(topic))
+            consumer = FaultyConsumer(inner, topic, group, partitions, self._engine, self._stream, self._life)
+            consumer.rewind(partitions)
             try:
                 yield consumer
             finally:
@@ -98,10 +102,22 @@ class FaultyLog:
 
 
 class FaultyConsumer:
-    """A group's member that now and then gets everything since the last commit again."""
+    """A group's member that now and then loses its partitions and regains them: it goes on after the last commit, be that behind
+    what it has done or, where another member went ahead, beyond what it has seen.
+    """
 
-    def __init__(self, inner: LogConsumer, topic: str, group: str, engine: LogEngine, stream: FaultStream, life: Life) -> None:
+    def __init__(
+        self,
+        inner: LogConsumer,
+        topic: str,
+        group: str,
+        partitions: Sequence[int],
+        engine: LogEngine,
+        stream: FaultStream,
+        life: Life,
+    ) -> None:
         self._inner = inner
+        self._partitions = partitions
         self._topic = topic
         self._group = group
         self._engine = engine
@@ -109,16 +125,19 @@ class FaultyConsumer:
         self._life = life
         self._polling: asyncio.Future[LogBatch] | None = None
         self._released = asyncio.Event()
-        self._held: dict[int, bool] = {}  # partition -> whether its batch is the inner consumer's
+        self._held: dict[int, LogBatch | None] = {}  # partition -> the inner consumer's batch, if it is one
+        self._next: dict[int, int] = {}  # partition -> the offset after the last that was handed out
+        self._first: dict[int, int] = {}  # partition -> what the inner consumer has below this offset is passed over
         self._again: dict[int, list[LogRecord]] = {}  # to hand out before what the inner consumer has
-        self._waiting: dict[int, LogBatch] = {}  # polled from the inner consumer, its partition was held or behind
+        self._waiting: dict[int, LogBatch] = {}  # polled from the inner consumer, to hand out when its partition is free
 
-    def rewind(self, partitions: Sequence[int]) -> None:
-        """Start at the committed offset again."""
+    def rewind(self, partitions: Iterable[int]) -> None:
+        """Go on after the committed offset."""
         for partition in partitions:
-            records = self._engine.uncommitted[self._topic, self._group, partition]
-            if records:
-                self._again[partition] = [records[offset] for offset in sorted(records)]
+            where = self._topic, self._group, partition
+            records = self._engine.uncommitted[where]
+            self._again[partition] = [records[offset] for offset in sorted(records)]
+            self._first[partition] = self._next[partition] = self._engine.committed.get(where, -1) + 1
 
     async def poll(self, max_records: int) -> LogBatch:
         stream = self._stream
@@ -126,12 +145,12 @@ class FaultyConsumer:
         await stream.latency()
         if self._engine.is_away(stream) or stream.happens(POLL_FAILS):
             raise LogUnavailableError("the poll failed")
-        partition_count = await self._partitions_seen()
-        if stream.happens(REWIND):
-            self.rewind([partition for partition in range(partition_count) if partition not in self._held])
         size = stream.rng.randint(1, max_records) if stream.rng.random() < 0.5 else max_records
+        self._rebalance()
         while (batch := self._take(size)) is None:
             await self._fill(size)
+            self._rebalance()
+        self._next[batch.partition] = batch.records[-1].offset + 1
         stream.note(f"polled {self._topic}/{batch.partition} {[record.offset for record in batch.records]}")
         try:
             await self._life.step("after poll")
@@ -141,24 +160,30 @@ class FaultyConsumer:
             raise
         return batch
 
-    async def _partitions_seen(self) -> int:
-        return 1 + max((partition for topic, _group, partition in self._engine.uncommitted if topic == self._topic), default=0)
+    def _rebalance(self) -> None:
+        """Lose free partitions and regain them, now and then."""
+        free = [partition for partition in self._partitions if partition not in self._held]
+        if free and self._stream.happens(REWIND):
+            self.rewind(free)
+        elif (passed := [partition for partition in free if self._is_behind(partition)]) and self._stream.happens(REJOIN):
+            self.rewind(passed)
+
+    def _is_behind(self, partition: int) -> bool:
+        return self._engine.committed.get((self._topic, self._group, partition), -1) >= self._next.get(partition, 0)
 
     def _take(self, size: int) -> LogBatch | None:
         for partition, records in self._again.items():
-            if partition not in self._held:
-                batch, rest = LogBatch(partition, records[:size]), records[size:]
-                if rest:
-                    self._again[partition] = rest
-                else:
-                    del self._again[partition]
-                self._held[partition] = False
-                return batch
-        for partition, batch in self._waiting.items():
+            if records and partition not in self._held:
+                self._again[partition] = records[size:]
+                self._held[partition] = None
+                return LogBatch(partition, records[:size])
+        for partition, batch in list(self._waiting.items()):
             if partition not in self._held:
                 del self._waiting[partition]
-                self._held[partition] = True
-                return batch
+                if new := [record for record in batch.records if record.offset >= self._first.get(partition, 0)]:
+                    self._held[partition] = batch
+                    return LogBatch(partition, new)
+                self._inner.done(batch)
         return None
 
     async def _fill(self, size: int) -> None:
@@ -182,16 +207,16 @@ class FaultyConsumer:
         self._engine.uncommitted[where].update({record.offset: record for record in batch.records})
         if not self._stream.happens(COMMIT_LAGS):
             self._engine.commit(where, batch.records[-1].offset)
-        if self._held.pop(batch.partition):
-            self._inner.done(batch)
+        if (inner := self._held.pop(batch.partition)) is not None:
+            self._inner.done(inner)
         self._released.set()
 
     def retry(self, batch: LogBatch) -> None:
         self._life.require_alive()
-        if self._held.pop(batch.partition):
-            self._inner.retry(batch)
+        if (inner := self._held.pop(batch.partition)) is not None:
+            self._inner.retry(inner)
         else:
-            self._again[batch.partition] = [*batch.records, *self._again.get(batch.partition, [])]
+            self._again[batch.partition] = [*batch.records, *self._again[batch.partition]]
         self._released.set()
 
     async def close(self) -> None:

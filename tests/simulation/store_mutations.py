@@ -1,0 +1,178 @@
+"""Ways to break the store, one rule of its design at a time: each must be found. Applied to a run, never left in the code."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from chassis.eventlog import LogBatch
+from chassis.testing.faulty_log import FaultyConsumer
+from chassis.testing.virtual_loop import START_WALL_MS
+from services.store import apply, decide, membership, rows
+from services.store.apply import Applier
+from services.store.decide import Known
+from services.store.memory import Loaded, PartitionMemory
+from services.store.state import ConversationState, Member
+
+Patch = pytest.MonkeyPatch
+mutations: dict[str, Callable[[Patch], None]] = {}
+
+
+def mutation(name: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    """Register a mutation under what it does."""
+
+    def register(function: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        mutations[name] = function
+        return function
+
+    return register
+
+
+@mutation("dedupe removed")
+def _(patch: Patch) -> None:
+    patch.setattr(Loaded, "known", lambda self, user, key: Known(None, self.counts.__getitem__, self.events.__getitem__))
+
+
+@mutation("dedupe looks only into the present week")
+def _(patch: Patch) -> None:
+    original = rows.dedupe_partitions
+    patch.setattr(rows, "dedupe_partitions", lambda *args: original(*args)[1:2])
+
+
+@mutation("rejections are not sticky")
+def _(patch: Patch) -> None:
+    original = decide._reject
+
+    def reject(*args: Any) -> decide.Effect:
+        effect = original(*args)
+        effect.fate = None
+        return effect
+
+    patch.setattr(decide, "_reject", reject)
+
+
+@mutation("another payload under the same request_id is answered as the first")
+def _(patch: Patch) -> None:
+    patch.setattr(decide.encoding, "payload_hash", lambda *args: b"the same")
+
+
+@mutation("offsets are committed before the write")
+def _(patch: Patch) -> None:
+    original = FaultyConsumer.poll
+
+    async def poll(self: FaultyConsumer, max_records: int) -> LogBatch:
+        batch = await original(self, max_records)
+        if (inner := self._held[batch.partition]) is not None:
+            self._inner.done(inner)
+            self._held[batch.partition] = None
+            self._again.setdefault(batch.partition, [])
+        self._engine.commit((self._topic, self._group, batch.partition), batch.records[-1].offset)
+        return batch
+
+    patch.setattr(FaultyConsumer, "poll", poll)
+
+
+@mutation("states are written together with phase 1")
+def _(patch: Patch) -> None:
+    original = apply._Work.rows
+
+    def together(self: Any) -> tuple[list[Any], list[Any]]:
+        first, second = original(self)
+        return first + second, []
+
+    patch.setattr(apply._Work, "rows", together)
+
+
+@mutation("states are written before phase 1")
+def _(patch: Patch) -> None:
+    original = apply._Work.rows
+    patch.setattr(apply._Work, "rows", lambda self: original(self)[::-1])
+
+
+@mutation("memory is kept over a jump of positions")
+def _(patch: Patch) -> None:
+    patch.setattr(PartitionMemory, "begin", lambda self, offset: None)
+
+
+@mutation("memory is kept after a failure")
+def _(patch: Patch) -> None:
+    original = Applier.apply
+
+    async def keeping(self: Applier, batch: LogBatch) -> None:
+        memory = self._memory(batch.partition)
+        drop, memory.drop = memory.drop, lambda: None  # type: ignore[method-assign]
+        memory._next_offset = batch.records[0].offset
+        try:
+            await original(self, batch)
+        finally:
+            memory.drop = drop  # type: ignore[method-assign]
+
+    patch.setattr(Applier, "apply", keeping)
+
+
+@mutation("stamps are the log's time, unraised")
+def _(patch: Patch) -> None:
+    patch.setattr(ConversationState, "next_stamp", lambda self, log_ms: log_ms * 1000)
+
+
+@mutation("stamps are the worker's wall clock")
+def _(patch: Patch) -> None:
+    def stamp(_self: ConversationState, _log_ms: int) -> int:
+        return START_WALL_MS * 1000 + int(asyncio.get_running_loop().time() * 1_000_000)
+
+    patch.setattr(ConversationState, "next_stamp", stamp)
+
+
+@mutation("what was applied is decided again")
+def _(patch: Patch) -> None:
+    patch.setattr(ConversationState, "has_applied", lambda self, position: False)
+
+
+@mutation("what was applied is not published again")
+def _(patch: Patch) -> None:
+    patch.setattr(decide, "_again", lambda *args: None)
+
+
+@mutation("recipients of what is published again are the present members")
+def _(patch: Patch) -> None:
+    patch.setattr(Member, "sees", lambda self, seq: self.active)
+
+
+@mutation("own messages count as unread")
+def _(patch: Patch) -> None:
+    patch.setattr(Member, "sent", lambda self, seq, count: None)
+
+
+@mutation("watermarks go back")
+def _(patch: Patch) -> None:
+    original = decide._decide_ack
+
+    def ack(state: ConversationState, record: Any, *args: Any) -> Any:
+        member = state.members.get(record.user_id)
+        if member is not None and record.ack.read_seq < member.read_seq:
+            member.read_seq = record.ack.read_seq
+        return original(state, record, *args)
+
+    patch.setattr(decide, "_decide_ack", ack)
+
+
+@mutation("who leaves keeps seeing")
+def _(patch: Patch) -> None:
+    def part(state: ConversationState, user: str) -> list[Any]:
+        state.membership_changed()
+        state.touch_member(user)
+        return []
+
+    patch.setattr(membership, "_part", part)
+
+
+@mutation("seqs count up by two after a group event")
+def _(patch: Patch) -> None:
+    original = ConversationState.advance
+
+    def advance(self: ConversationState, position: Any, log_ms: int, *, seq: bool, message: bool = False) -> int:
+        self.head_seq += seq and not message
+        return original(self, position, log_ms, seq=seq, message=message)
+
+    patch.setattr(ConversationState, "advance", advance)
