@@ -200,14 +200,14 @@ def _commit(name: str, connection: sqlite3.Connection, jobs: Sequence[_Job[Any]]
             cause = _storage_error(name, error)
             for job in pending:
                 job.error = job.error or cause
-            if connection.in_transaction:  # SQLite rolls back by itself after some of these errors only
-                _roll_back(connection)
+            _roll_back(connection)
             return
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
     try:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # after some errors SQLite has rolled back by itself
+            connection.execute("ROLLBACK")
     except sqlite3.Error:
         return  # the same trouble again: the next transaction begins with another try, and tells its callers if that fails
 
