@@ -36,6 +36,15 @@ class Connection:
         """Return the token that was passed, else one made now with the key in the data folder. Raises SetupError."""
         return self.token or local_token(self.data_dir, user, device)
 
+    def trust(self) -> bool | bytes:
+        """Return whom to trust, as `parley_client` takes it: False is plaintext, True the system's roots. Raises SetupError."""
+        if self.tls_ca is None:
+            return self.tls
+        try:
+            return self.tls_ca.read_bytes()
+        except OSError as error:
+            raise SetupError(f"can't read {self.tls_ca}: {error.strerror}.") from error
+
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> "Connection":
         """Take the shared options out of a command's parameters."""
@@ -124,7 +133,5 @@ def local_token(data_dir: Path, user: str, device: str, ttl_seconds: float = _TO
     except KeyFileError as error:
         raise SetupError(f"{error}.") from error
     except OSError as error:
-        raise SetupError(
-            f"can't read the key in {data_dir}: {error.strerror}. Pass a token (--token or PARLEY_TOKEN)."
-        ) from error
+        raise SetupError(f"can't read the key in {data_dir}: {error.strerror}. Pass a token (--token or PARLEY_TOKEN).") from error
     return mint_token(key, user, device, ttl_seconds, time.time())

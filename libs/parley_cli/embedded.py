@@ -38,7 +38,7 @@ _GATEWAYS = "gateway"  # what routers look for in the registry
 class EmbeddedSettings:
     """The settings of all services."""
 
-    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    gateway: GatewaySettings = field(default_factory=lambda: GatewaySettings())
     store: StoreSettings = field(default_factory=StoreSettings)
     router: RouterSettings = field(default_factory=RouterSettings)
 
@@ -46,9 +46,7 @@ class EmbeddedSettings:
 @asynccontextmanager
 async def open_engines(data: Path | MemoryDisk | None, clock: Clock) -> AsyncIterator[EmbeddedEngines]:
     """Open log, tables and registry on a folder, on a simulated disk, or (None) in memory. Raises as open_embedded_engines."""
-    async with open_embedded_engines(
-        data, topics=TOPICS, durable_topics=(COMMANDS,), tables=TABLES, clock=clock
-    ) as engines:
+    async with open_embedded_engines(data, topics=TOPICS, durable_topics=(COMMANDS,), tables=TABLES, clock=clock) as engines:
         yield engines
 
 
@@ -112,7 +110,7 @@ class Running:
 async def open_embedded(
     settings: EmbeddedSettings, data_dir: Path, *, metrics: CollectorRegistry, rng: random.Random
 ) -> AsyncIterator[Running]:
-    """Serve devices from a data folder. Leaving drains. Raises what engines, keys, TLS files and the address can be refused with."""
+    """Serve devices from a data folder; leaving drains. Raises what engines, keys, TLS files and addresses are refused with."""
     clock = SystemClock()
     async with open_engines(data_dir, clock) as engines:
         verifier = open_verifier(settings.gateway, data_dir, clock)
@@ -142,5 +140,3 @@ def _tls_of(settings: GatewaySettings) -> TlsFiles | None:
 async def _lent(channel: grpc.aio.Channel) -> AsyncIterator[grpc.aio.Channel]:
     """Lend the channel: whoever closes what it was lent closes nothing."""
     yield channel
-
-

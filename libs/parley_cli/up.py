@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from chassis.app import Stop, run
+from chassis.config import ConfigError, load_settings
+from chassis.logs import configure_logging
+from chassis.metrics import open_metrics_server
 from prometheus_client import CollectorRegistry
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from chassis.app import Stop, run
-from chassis.config import ConfigError, load_settings
 from chassis.embedded import DataFolderError
-from chassis.logs import configure_logging
-from chassis.metrics import open_metrics_server
 from chassis.server import BindError
 from chassis.sqlite import StorageError
 from chassis.transport import TlsError

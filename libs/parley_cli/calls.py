@@ -1,0 +1,37 @@
+"""One call to a server, for commands that ask once and end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
+from parley_cli.connection import Connection
+from parley_cli.failures import CommandError
+from parley_client import CallError, channels_to
+
+Metadata = tuple[tuple[str, str], ...]
+
+REACH_SECONDS = 5.0  # to connect: a server on this machine takes milliseconds, one far away a second
+
+
+@asynccontextmanager
+async def open_stub(connection: Connection, user: str, device: str) -> AsyncIterator[tuple[MessagingServiceStub, Metadata]]:
+    """Connect as a user; yield the stub and the metadata for its calls. Raises CommandError if the server can't be reached."""
+    metadata = (("authorization", f"Bearer {connection.token_for(user, device)}"),)
+    async with channels_to(connection.trust())(connection.server) as channel:
+        try:
+            async with asyncio.timeout(REACH_SECONDS):
+                await channel.channel_ready()
+        except TimeoutError:
+            raise CommandError(unreachable(connection)) from None
+        yield MessagingServiceStub(channel), metadata
+
+
+def unreachable(connection: Connection) -> str:
+    """Say that a server does not answer, and what may be the matter."""
+    return f"no server answers at {connection.server}: is `parley up` running there? Name another with --server."
+
+
+def refusal(error: CallError) -> CommandError:
+    """Say for a person what the server answered."""
+    return CommandError(f"the server refused: {error.detail or error.code.name.lower()} ({error.reason or error.code.name})")
