@@ -98,9 +98,9 @@ class Inbound:
         if bucket is None:
             bucket = session.bucket = self._rates.bucket_of(session.user_id, session.device_id)
         commands = batch.commands
-        granted = bucket.take(now, len(commands)) == 0.0
+        pause = bucket.take(now, len(commands))
+        granted = pause == 0.0
         origin = session.origin
-        pause = 0.0
         crowded: Lane | None = None
         taken = 0
         for number, command in enumerate(commands, batch.first_command_number):
@@ -118,7 +118,6 @@ class Inbound:
                 self._put_retry(session, command, held, conversation_id, "OVERLOADED", _HELD_DELAY_SECONDS)
                 continue
             if not granted and (wait := bucket.take(now)):
-                pause = wait
                 self._metrics.commands_rate_limited.inc()
                 self._hold(session, command, number, conversation_id, "RATE_LIMITED", wait)
                 continue

@@ -91,7 +91,9 @@ def test_user_ids_are_printable_ascii(user: str):
     assert {refusal(command)[1] for command in commands} == {"FIELD_INVALID"}
 
 
-@pytest.mark.parametrize("conversation_id", ["", "g_", "x" * 28, "g_" + "A" * 26, "g_" + "1" * 26, "d_" + "a" * 27, "g_" + "\n" * 26])
+@pytest.mark.parametrize(
+    "conversation_id", ["", "g_", "x" * 28, "g_" + "A" * 26, "g_" + "1" * 26, "d_" + "a" * 27, "g_" + "\n" * 26]
+)
 def test_conversation_ids_have_their_shape(conversation_id: str):
     assert refusal(raw(conversation_id=conversation_id, leave=Leave()))[1] == "FIELD_INVALID"
 
