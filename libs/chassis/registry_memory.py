@@ -41,7 +41,7 @@ class MemoryRegistry:
         self._locks: dict[str, Holder] = {}
         self._last_session = 0
         self._last_index = 0
-        self._watchers: set[asyncio.Event] = set()
+        self._watchers: dict[asyncio.Event, None] = {}  # woken in order
 
     @asynccontextmanager
     async def open_session(self, instance: Instance) -> AsyncIterator[MemorySession]:
@@ -101,7 +101,7 @@ class MemoryRegistry:
     async def _watch(self, look: Callable[[], T]) -> AsyncGenerator[T, None]:
         """Yield what a look shows, then again whenever that has changed."""
         changed = asyncio.Event()
-        self._watchers.add(changed)
+        self._watchers[changed] = None
         try:
             shown = look()
             yield shown
@@ -113,7 +113,7 @@ class MemoryRegistry:
                     shown = seen
                     yield shown
         finally:
-            self._watchers.discard(changed)
+            del self._watchers[changed]
 
     def _changed(self) -> None:
         for watcher in self._watchers:

@@ -24,6 +24,7 @@ from services.router.metrics import RouterMetrics
 from services.router.recipients import Group, GroupCache
 
 GROUP = "router"
+_POLLING = -1  # counts failures of polling, beside those of partitions
 
 _log = structlog.get_logger()
 
@@ -56,16 +57,21 @@ class Router:
         """Route until cancelled. A batch under way when it is cancelled is routed again: devices drop what they have."""
         async with self._log.open_consumer(EVENTS, GROUP) as consumer:
             while True:
-                batch = await consumer.poll(self._settings.poll_records)
+                try:
+                    batch = await consumer.poll(self._settings.poll_records)
+                except LogUnavailableError as error:
+                    delay = self._delay(_POLLING)
+                    _log.warning("router.poll_failed", error=str(error), retry_in=delay)
+                    await asyncio.sleep(delay)
+                    continue
+                self._failures.pop(_POLLING, None)
                 tasks.spawn(self._process(consumer, batch), name=f"router.route.{batch.partition}")
 
     async def _process(self, consumer: LogConsumer, batch: LogBatch) -> None:
         try:
             await self._route(batch)
         except (LogUnavailableError, grpc.aio.AioRpcError) as error:
-            failures = self._failures[batch.partition] = self._failures.get(batch.partition, 0) + 1
-            most = min(self._settings.retry_max_seconds, self._settings.retry_min_seconds * 2.0**failures)
-            delay = self._rng.uniform(most / 2, most)
+            delay = self._delay(batch.partition)
             self._metrics.retries.inc()
             _log.warning("router.batch_failed", partition=batch.partition, error=str(error), retry_in=delay)
             await asyncio.sleep(delay)
@@ -74,6 +80,11 @@ class Router:
             self._failures.pop(batch.partition, None)
             consumer.done(batch)
             self._metrics.lag_seconds.observe(max(0.0, self._clock.wall_ms() - batch.records[0].time_ms) / 1000)
+
+    def _delay(self, partition: int) -> float:
+        failures = self._failures[partition] = self._failures.get(partition, 0) + 1
+        most = min(self._settings.retry_max_seconds, self._settings.retry_min_seconds * 2.0**failures)
+        return self._rng.uniform(most / 2, most)
 
     async def _route(self, batch: LogBatch) -> None:
         groups = self._groups.setdefault(batch.partition, GroupCache(self._settings.cached_groups))
