@@ -15,6 +15,7 @@ from parley_client.errors import (
     CallError,
     ClientError,
     ClosedError,
+    FailedError,
     InvalidCommandError,
     OutboxFullError,
     ProtocolError,
@@ -43,7 +44,7 @@ from parley_client.store import Store
 from parley_client.store_memory import MemoryStore
 from parley_client.store_sqlite import SqliteStore
 from parley_client.tickets import Accepted, Ticket
-from parley_client.token import Token
+from parley_client.token import Token, TokenUnavailableError
 from parley_client.views import Conversation, EventStream, TimelineEvent
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "Conversation",
     "ConversationChanged",
     "EventStream",
+    "FailedError",
     "FrameRefused",
     "InvalidCommandError",
     "MemoryStore",
@@ -81,6 +83,7 @@ __all__ = [
     "Ticket",
     "TimelineEvent",
     "Token",
+    "TokenUnavailableError",
     "UnknownConversationError",
     "channels_to",
     "open_client",

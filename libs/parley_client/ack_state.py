@@ -27,8 +27,8 @@ class AckState:
         self._large_due: dict[str, float] = {}
         self._small_due = 0.0  # the earliest time of the next frame; 0: nothing was sent yet
 
-    def mark(self, ack: Ack, member_count: int, now: float) -> None:
-        """Note watermarks to send; lower ones than those that wait change nothing."""
+    def mark(self, ack: Ack, member_count: int, now: float) -> bool:
+        """Note watermarks to send, merged with those that wait; tell whether `next_due` moved."""
         waiting = self._large if member_count > LARGE_MEMBER_COUNT else self._small
         if waiting is self._large and ack.conversation_id not in waiting:
             self._large_due[ack.conversation_id] = now + self._rng.uniform(*LARGE_INTERVAL_SECONDS)
@@ -36,6 +36,7 @@ class AckState:
         if known is not None:
             ack = Ack(ack.conversation_id, max(ack.delivered_seq, known.delivered_seq), max(ack.read_seq, known.read_seq))
         waiting[ack.conversation_id] = ack
+        return known is None and (waiting is self._large or len(waiting) == 1)
 
     def take(self, now: float, *, everything: bool = False) -> list[Ack]:
         """Return what is due, at most a frame's worth; `everything` (at the end) whether due or not."""

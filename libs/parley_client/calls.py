@@ -7,7 +7,7 @@ import grpc
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_client.errors import CallError, call_error
-from parley_client.token import TokenSource
+from parley_client.token import TokenSource, TokenUnavailableError
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -47,8 +47,10 @@ class Calls:
         return await self._call_once(method, request)
 
     async def _call_once(self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
-        metadata = await self._tokens.metadata()
         try:
+            metadata = await self._tokens.metadata()
             return await method(request, timeout=self._timeout_seconds, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise call_error(error) from error
+        except TokenUnavailableError as error:
+            raise CallError(grpc.StatusCode.UNAVAILABLE, "", f"no token: {error}") from error

@@ -51,6 +51,7 @@ class CatchUp:
         self._new_device = not device.state.synced
         self._synced = False
         self._announced = False
+        self._stopped = False
 
     async def run(self) -> None:
         """Sync, then fill gaps; later ones are filled as live events show them."""
@@ -65,12 +66,15 @@ class CatchUp:
 
     def stop(self) -> None:
         """Cancel what runs; the task group awaits it."""
+        self._stopped = True
         self._device.on_behind = None
         for task in self._fetching.values():
             task.cancel()
 
     def fetch(self) -> None:
         """Start fetches for conversations that are behind, as many as may run; say so when there are none."""
+        if self._stopped:
+            return
         behind = self._device.state.timelines.behind
         for conversation_id in behind:
             if len(self._fetching) >= self._device.options.parallel_fetches:

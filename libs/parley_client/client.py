@@ -191,10 +191,9 @@ class Client:
                 page_size=max(min(limit - len(held), self._device.options.page_events), 1),
             )
             page = await self._calls().list_events(request)
-            step = self._device.state.on_history(conversation, page)
-            self._device.keep(step)
+            self._device.keep(self._device.state.on_history(conversation, request.before_seq, page))
             held = self._held(conversation, before, limit)
-            if not page.more:
+            if not page.more or not page.events:
                 break
         me, device = self.user_id, self.device_id
         return [TimelineEvent(event, event.actor_user_id == me and event.actor_device_id == device) for event in held]
@@ -277,7 +276,8 @@ async def open_client(
         kept = device.state.device_id
         if kept and device_id and device_id != kept:
             raise StoreMismatchError(f"the store belongs to device {kept}, not {device_id}")
-        link = Link(device, address, device_id, open_channel=open_channel, tokens=TokenSource(token), clock=clock, rng=rng)
+        tokens = TokenSource(token, device.options.rpc_timeout_seconds)
+        link = Link(device, address, device_id, open_channel=open_channel, tokens=tokens, clock=clock, rng=rng)
         running = asyncio.create_task(link.run(), name="parley.link")
         try:
             yield Client(device, link, clock, rng)

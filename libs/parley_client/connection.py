@@ -90,9 +90,12 @@ class Connection:
         finally:
             self._writing_since = None
 
-    async def finish(self, timeout_seconds: float) -> None:
+    def end_within(self, seconds: float) -> None:
+        """Cancel the call after a while if it has not ended by then."""
+        self._watch(self._clock.monotonic() + seconds, self.cancel)
+
+    async def finish(self) -> None:
         """Say that nothing more will come, so that all that was written arrives; the reader ends when the server has it."""
-        self._watch(self._clock.monotonic() + timeout_seconds, self.cancel)
         try:
             await self._call.done_writing()
         except (asyncio.InvalidStateError, grpc.aio.AioRpcError):

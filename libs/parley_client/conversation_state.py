@@ -146,14 +146,15 @@ class ConversationState:
 
     def _join(self, seq: int, role: int) -> None:
         self.role = role
-        self.intervals.append([seq, 0])
+        if not any(first <= seq and (last == 0 or seq <= last) for first, last in self.intervals):  # else a page told of it
+            self.intervals.append([seq, 0])
         self.raise_own(seq - 1, seq - 1)  # what was before counts as read
 
     def _part(self, seq: int, is_me: bool) -> None:
         self.member_count -= 1
         if is_me:
             self.role = Role.ROLE_UNSPECIFIED
-            if self.intervals and self.intervals[-1][1] == 0:
+            if self.intervals and self.intervals[-1][1] == 0 and self.intervals[-1][0] <= seq:
                 self.intervals[-1][1] = seq
 
     def raise_own(self, delivered_seq: int, read_seq: int) -> bool:

@@ -60,7 +60,8 @@ class Device:
                 self.board.put(ConversationChanged(conversation_id))
         if self.state.timelines.behind and self.on_behind is not None:
             self.on_behind()
-        self.writer_wake.set()
+        if step.sends:
+            self.writer_wake.set()
 
     def send(self, command: commands_pb2.Command, wall_ms: int) -> Ticket:
         """Keep a command and queue it."""
@@ -80,7 +81,7 @@ class Device:
     def consume(self, ordinal: int) -> None:
         """Note that the app is done with events up to an ordinal; kept with the next change, or before it lags far behind."""
         self._consumed = ordinal
-        if ordinal - self._consumed_kept >= CONSUMED_LAG:
+        if self.store_is_open and ordinal - self._consumed_kept >= CONSUMED_LAG:
             self.flush()
 
     def flush(self) -> None:

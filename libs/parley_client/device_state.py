@@ -31,6 +31,7 @@ class Step:
     change: Change = field(default_factory=Change)
     outcomes: list[tuple[bytes, Accepted | RejectedError]] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
+    sends: bool = False  # the writer has something to do, now or at a new moment
 
 
 class DeviceState:
@@ -64,12 +65,12 @@ class DeviceState:
         if self.user_id:
             pending.conversation_id = commands.target_of(command, self.user_id, self.device_id)
         self.outbox.add(pending)
-        return Step(Change(commands_added=[StoredCommand(pending.request_id, pending.encoded, wall_ms)]))
+        return Step(Change(commands_added=[StoredCommand(pending.request_id, pending.encoded, wall_ms)]), sends=True)
 
     def cancel_command(self, request_id: bytes) -> tuple[Cancel, Step]:
         """Give up a command that is not in flight."""
         result = self.outbox.cancel(request_id)
-        return result, Step(Change(commands_removed=[request_id])) if result is Cancel.REMOVED else Step()
+        return result, Step(Change(commands_removed=[request_id]), sends=True) if result is Cancel.REMOVED else Step()
 
     def on_batch(self, batch: messaging_service_pb2.ServerBatch, now: float) -> Step:
         """Take a frame as one set: what was accepted stands among the events, by (conversation, seq)."""
@@ -91,6 +92,7 @@ class DeviceState:
                 step.notices.append(ReceiptMoved(receipt.conversation_id, receipt.user_id, receipt.delivered_seq, receipt.read_seq))
         for inbox in batch.inbox_changes:
             self.timelines.take_inbox_change(inbox, change)
+        step.sends = step.sends or self.outbox.has_queued  # an outcome makes room in the window
         return step
 
     def on_rows(self, rows: Iterable[events_pb2.Conversation], now: float) -> Step:
@@ -99,7 +101,7 @@ class DeviceState:
         for row in rows:
             if self.timelines.take_row(row, new_device=not self.synced, change=step.change):
                 state = self.timelines.conversations[row.conversation_id]
-                self._ack(state, state.delivered_seq, state.read_seq, now)
+                self._ack(state, state.delivered_seq, state.read_seq, step, now)
         self._after_placing(step, now)
         return step
 
@@ -110,10 +112,10 @@ class DeviceState:
         self._after_placing(step, now)
         return step
 
-    def on_history(self, conversation_id: str, page: messaging_service_pb2.ListEventsResponse) -> Step:
+    def on_history(self, conversation_id: str, before_seq: int, page: messaging_service_pb2.ListEventsResponse) -> Step:
         """Take a page of older events: kept, but neither handed to the app as events nor acknowledged."""
         step = Step()
-        self.timelines.take_history(conversation_id, page, step.change)
+        self.timelines.take_history(conversation_id, before_seq, page, step.change)
         return step
 
     def end_fetch(self, conversation_id: str) -> Step:
@@ -134,7 +136,7 @@ class DeviceState:
         state = self.timelines.conversations[conversation_id]
         seq = min(seq, state.held_seq)
         if seq > state.read_seq and self.timelines.raise_own(conversation_id, seq, seq, step.change):
-            self._ack(state, seq, seq, now)
+            self._ack(state, seq, seq, step, now)
         return step
 
     def digests(self) -> list[int]:
@@ -179,6 +181,7 @@ class DeviceState:
     def _hold(self, request_id: bytes, retry: commands_pb2.Retry, step: Step, now: float) -> None:
         delay = retry.delay.ToNanoseconds() / 1e9 or NO_RETRY_DELAY_SECONDS
         self.outbox.on_retry(request_id, retry.number, retry.conversation_id, now + delay)
+        step.sends = True
         code, reason, _, _ = read_status(retry.reason)
         step.notices.append(CommandHeld(retry.conversation_id, request_id, reason or code.name, delay))
 
@@ -195,10 +198,11 @@ class DeviceState:
                 step.outcomes.append((event.request_id, place))
         for conversation_id, seq in arrived.items():
             self.timelines.raise_own(conversation_id, seq, 0, step.change)
-            self._ack(self.timelines.conversations[conversation_id], seq, 0, now)
+            self._ack(self.timelines.conversations[conversation_id], seq, 0, step, now)
 
-    def _ack(self, state: ConversationState, delivered_seq: int, read_seq: int, now: float) -> None:
-        self.acks.mark(Ack(state.conversation_id, delivered_seq, read_seq), state.member_count, now)
+    def _ack(self, state: ConversationState, delivered_seq: int, read_seq: int, step: Step, now: float) -> None:
+        if self.acks.mark(Ack(state.conversation_id, delivered_seq, read_seq), state.member_count, now):
+            step.sends = True
 
     def _resolve_targets(self) -> None:
         for pending in self.outbox.pending.values():

@@ -17,6 +17,13 @@ class ClosedError(ClientError):
     """The client was closed. Commands without an outcome stay in the outbox and go on when the same store is opened again."""
 
 
+class FailedError(ClientError):
+    """The client stopped over a failure on its own side: the store can't be written, or a bug. Leaving `open_client` raises that.
+
+    What was not kept was neither acknowledged nor shown; a new client on the same store goes on from what was.
+    """
+
+
 class SignedOffError(ClientError):
     """The server wants no reconnect (`reason` says why: REPLACED, UNAUTHENTICATED, EXPIRED, PROTOCOL_ERROR, or an error reason).
 

@@ -12,11 +12,11 @@ from parley_client.calls import Calls
 from parley_client.channel import ChannelFactory
 from parley_client.connection import Connection, StreamEndedError
 from parley_client.device import Device
-from parley_client.errors import ClientError, ClosedError, SignedOffError
+from parley_client.errors import ClientError, ClosedError, FailedError, SignedOffError
 from parley_client.notices import ConnectionState
-from parley_client.reconnect import Verdict
+from parley_client.reconnect import Verdict, after_loss
 from parley_client.session import Session
-from parley_client.token import TokenSource
+from parley_client.token import TokenSource, TokenUnavailableError
 
 STEADY_SECONDS: Final = 5.0  # a stream that lived so long was a success: the next failure begins a new series
 
@@ -43,7 +43,7 @@ class Link:
         self._clock = clock
         self._rng = rng
         self._backoff = Backoff(rng)
-        self._last_at_once = ""
+        self._last_at_once = ""  # the reason of the last pause that was cut short
         self._connection: Connection | None = None
         self._session: Session | None = None
         self._closing = False
@@ -61,7 +61,7 @@ class Link:
         except ClientError as error:
             device.end(error)
         except BaseException as error:
-            device.end(ClosedError(f"the client failed: {error!r}"))
+            device.end(FailedError(f"the client stopped over {error!r}"))
             raise
         finally:
             self.calls = None
@@ -86,14 +86,17 @@ class Link:
                 raise SignedOffError(verdict.reason, verdict.detail)
             if verdict.fresh_token:
                 self._tokens.expire()
-            self._address = verdict.address or (self._address if up_since else self._home)
+            self._address = verdict.address or (self._home if up_since is None else self._address)
             await self._pause(up_since, verdict)
 
-    async def _hold_stream(self, channel: grpc.aio.Channel) -> tuple[float, Verdict]:
-        """Hold one stream; return since when it was up (0: never) and how to go on."""
+    async def _hold_stream(self, channel: grpc.aio.Channel) -> tuple[float | None, Verdict]:
+        """Hold one stream; return since when it was up (None: never) and how to go on."""
         device = self._device
         device.set_connection(ConnectionState.CONNECTING)
-        metadata = await self._tokens.metadata()
+        try:
+            metadata = await self._tokens.metadata()
+        except TokenUnavailableError as error:
+            return None, after_loss(f"no token: {error}")
         connection = self._connection = Connection(channel, metadata, self._clock)
         try:
             welcome = await connection.open(self._device_id, device.options.client_name, device.options.rpc_timeout_seconds)
@@ -106,16 +109,17 @@ class Link:
                 self._session.finish()
             return up_since, await self._session.run()
         except StreamEndedError as end:
-            return 0.0, end.verdict
+            return None, end.verdict
         finally:
             connection.cancel()
             self._connection = self._session = None
 
-    async def _pause(self, up_since: float, verdict: Verdict) -> None:
+    async def _pause(self, up_since: float | None, verdict: Verdict) -> None:
         """Wait before the next attempt."""
-        if up_since and self._clock.monotonic() - up_since >= STEADY_SECONDS:
+        was_up = up_since is not None
+        if up_since is not None and self._clock.monotonic() - up_since >= STEADY_SECONDS:
             self._backoff.reset()
-        if verdict.at_once and up_since and self._last_at_once != verdict.reason:
+        if verdict.at_once and was_up and self._last_at_once != verdict.reason:
             self._last_at_once = verdict.reason
             delay = verdict.delay_seconds
         else:

@@ -72,6 +72,11 @@ class OutboxState:
         self._skips: list[tuple[int, str]] = []
         self._next_number = 1
 
+    @property
+    def has_queued(self) -> bool:
+        """Whether something may go out now."""
+        return bool(self._queue)
+
     def add(self, command: Pending) -> None:
         """Queue a new command behind all others."""
         self.pending[command.request_id] = command
@@ -133,6 +138,11 @@ class OutboxState:
     def on_retry(self, request_id: bytes, number: int, conversation_id: str, until: float) -> None:
         """Hold a conversation: the server takes nothing of it before `number` comes again."""
         self._in_flight.pop(request_id, None)
+        command = self.pending.get(request_id)
+        if number < 1 and command is not None:
+            number = command.number  # a server that does not say from where: from here
+        if number < 1:
+            return  # cancelled meanwhile
         hold = self._holds.get(conversation_id)
         if hold is None or hold.number == 0:
             self._holds[conversation_id] = _Hold(number, until)

@@ -66,6 +66,7 @@ class Session:
     def finish(self) -> None:
         """Send what waits, acks included, and end the stream."""
         self._finishing = True
+        self._connection.end_within(FINISH_SECONDS)
         self._device.writer_wake.set()
 
     async def _read(self) -> Verdict:
@@ -93,7 +94,7 @@ class Session:
                 device.writer_wake.clear()
                 await self._write_due()
                 if self._finishing:
-                    await connection.finish(FINISH_SECONDS)
+                    await connection.finish()
                     return
                 self._arm()
                 await device.writer_wake.wait()

@@ -4,7 +4,7 @@ answers to two questions about events that are held already.
 Every transition notes what it changed in the step's Change; the caller commits that before it does anything that others can see.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from parley.api.v1 import events_pb2, messaging_service_pb2
@@ -122,22 +122,22 @@ class Timelines:
         change.conversations[conversation_id] = state
 
     def take_history(
-        self, conversation_id: str, page: messaging_service_pb2.ListEventsResponse, change: Change
-    ) -> Sequence[events_pb2.Event]:
-        """Put a page of older events in front of the held stretch. Raises ProtocolError on a hole."""
+        self, conversation_id: str, before_seq: int, page: messaging_service_pb2.ListEventsResponse, change: Change
+    ) -> None:
+        """Put the page below before_seq in front of the held stretch, if it still begins there. Raises ProtocolError on a hole."""
         state = self._state(conversation_id)
+        if state.first_held_seq != before_seq:
+            return  # somebody else fetched the same, or old events were let go meanwhile
         if page.head_seq >= state.held_seq:
             state.take_intervals(page.visible_intervals, page.first_available_seq)
-        events = [event for event in page.events if event.seq < state.first_held_seq]
-        first = state.first_held_seq
-        for event in reversed(events):
+        first = before_seq
+        for event in reversed(page.events):
             if event.seq != state.previous_visible(first):
                 raise ProtocolError(f"{conversation_id}: before {first} the server's page goes on at {event.seq}")
             first = event.seq
         state.first_held_seq = first
-        change.prepended.extend(events)
+        change.prepended.extend(page.events)
         change.conversations[conversation_id] = state
-        return events
 
     def raise_own(self, conversation_id: str, delivered_seq: int, read_seq: int, change: Change) -> bool:
         """Raise the user's own watermarks; tell whether one rose."""

@@ -1,5 +1,6 @@
 """Where bearer tokens come from: a fixed string, or the app's function that gets a fresh one."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -7,11 +8,16 @@ Token: TypeAlias = str | Callable[[], Awaitable[str]]
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
+class TokenUnavailableError(Exception):
+    """Raised by the app's function where a token can't be had now: the client tries again later."""
+
+
 class TokenSource:
     """Holds the token in use; asks the app for another only when the server refuses it."""
 
-    def __init__(self, token: Token) -> None:
+    def __init__(self, token: Token, timeout_seconds: float) -> None:
         self._source = token
+        self._timeout_seconds = timeout_seconds
         self._current = token if isinstance(token, str) else ""
 
     @property
@@ -20,9 +26,13 @@ class TokenSource:
         return not isinstance(self._source, str)
 
     async def metadata(self) -> Metadata:
-        """Return the call metadata that carries the token."""
+        """Return the call metadata that carries the token. Raises TokenUnavailableError."""
         if not self._current and not isinstance(self._source, str):
-            self._current = await self._source()
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    self._current = await self._source()
+            except TimeoutError:
+                raise TokenUnavailableError(f"none within {self._timeout_seconds:g} s") from None
         return (("authorization", f"Bearer {self._current}"),)
 
     def expire(self) -> None:

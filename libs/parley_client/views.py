@@ -105,6 +105,8 @@ class EventStream:
 
     async def __anext__(self) -> TimelineEvent:
         device = self._device
+        if not device.store_is_open:
+            raise StopAsyncIteration
         device.consume(device.handed)
         while not self._batch or self._batch[-1][0] <= device.handed:
             self._batch = list(device.store.unconsumed(device.handed, _BATCH)) if device.store_is_open else []
@@ -113,6 +115,7 @@ class EventStream:
                 break
             if device.ended is not None:
                 self._end(device.ended)
+            device.flush()  # an app that waits is done with what it has
             device.events_wake.clear()
             await device.events_wake.wait()
         ordinal, event = self._batch.pop()

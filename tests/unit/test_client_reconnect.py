@@ -1,0 +1,77 @@
+"""What a client does when its stream ends, and how long it waits."""
+
+from random import Random
+
+import grpc
+import pytest
+
+from parley.api.v1.messaging_service_pb2 import GoAway, GoAwayReason
+from parley_client.backoff import CAP_SECONDS, Backoff
+from parley_client.errors import CallError
+from parley_client.reconnect import after_error, after_go_away, after_loss
+
+STAYS_AWAY = {"REPLACED", "PROTOCOL_ERROR"}
+NEEDS_TOKEN = {"UNAUTHENTICATED", "EXPIRED"}
+
+
+@pytest.mark.parametrize("name", [name.removeprefix("GO_AWAY_REASON_") for name in GoAwayReason.keys()[1:]])  # noqa: SIM118
+def test_every_reason_has_its_rule(name: str):
+    """A reason that is added to the proto must be decided here."""
+    verdict = after_go_away(GoAway(reason=GoAwayReason.Value(f"GO_AWAY_REASON_{name}"), reconnect=name not in STAYS_AWAY))
+    assert verdict.again == (name not in STAYS_AWAY)
+    assert verdict.fresh_token == (name in NEEDS_TOKEN)
+    assert verdict.reason == name
+
+
+def test_the_server_says_how_long_and_where():
+    go_away = GoAway(reason=GoAwayReason.GO_AWAY_REASON_MOVED, reconnect=True, address="b:1")
+    go_away.reconnect_delay.FromMilliseconds(1500)
+    verdict = after_go_away(go_away)
+    assert (verdict.delay_seconds, verdict.address) == (1.5, "b:1")
+
+
+def test_a_reason_from_the_future_is_followed_by_its_flag():
+    assert after_go_away(GoAway(reason=99, reconnect=True)).again  # type: ignore[arg-type]
+    assert not after_go_away(GoAway(reason=99, reconnect=False)).again  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("code", "again"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, True),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, True),
+        (grpc.StatusCode.INTERNAL, True),
+        (grpc.StatusCode.UNAUTHENTICATED, True),
+        (grpc.StatusCode.PERMISSION_DENIED, False),
+        (grpc.StatusCode.INVALID_ARGUMENT, False),
+        (grpc.StatusCode.UNIMPLEMENTED, False),
+    ],
+)
+def test_a_status_ends_the_attempts_where_it_would_come_again(code: grpc.StatusCode, again: bool):
+    assert after_error(CallError(code, "", "")).again is again
+
+
+def test_a_retry_delay_means_again_whatever_the_code():
+    verdict = after_error(CallError(grpc.StatusCode.FAILED_PRECONDITION, "", "", 2.0))
+    assert verdict.again
+    assert verdict.delay_seconds == 2.0
+
+
+def test_a_silent_end_is_weather():
+    assert after_loss("cut").again
+
+
+def test_waits_are_jittered_over_the_whole_range_and_grow_to_the_cap():
+    backoff = Backoff(Random(1))
+    first = [Backoff(Random(seed)).next_delay() for seed in range(200)]
+    assert max(first) <= 0.25
+    assert min(first) < 0.05
+    waits = [backoff.next_delay() for _ in range(60)]
+    assert max(waits) <= CAP_SECONDS
+    assert max(waits) > CAP_SECONDS / 2
+    backoff.reset()
+    assert backoff.next_delay() <= 0.25
+
+
+def test_what_the_server_asked_for_comes_on_top():
+    assert Backoff(Random(1)).next_delay(7.0) >= 7.0

@@ -1,0 +1,177 @@
+"""The client's local store: every implementation keeps the same, in one transaction a step."""
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from parley.api.v1.commands_pb2 import SendMessage
+from parley.api.v1.events_pb2 import Event, MemberLeft
+from parley_client.conversation_state import ConversationState
+from parley_client.errors import StoreInUseError, StoreMismatchError
+from parley_client.store import Change, Store, StoredCommand, Watermarks
+from parley_client.store_memory import MemoryStore
+from parley_client.store_sqlite import SqliteStore
+
+Reopen = Callable[[], Store]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
+    """Return what closes the store and opens it again, as a restart of the app does."""
+    stores: list[Store] = []
+
+    def again() -> Store:
+        if stores:
+            stores[-1].close()
+        if request.param == "sqlite":
+            stores.append(SqliteStore(tmp_path / "device.db"))
+        elif not stores:
+            stores.append(MemoryStore())
+        return stores[-1]
+
+    yield again
+    stores[-1].close()
+
+
+def event(seq: int, actor: str = "bob", conversation: str = "x") -> Event:
+    return Event(conversation_id=conversation, seq=seq, actor_user_id=actor, message=SendMessage(body=b"%d" % seq))
+
+
+def test_a_new_store_is_nobodys(reopen: Reopen):
+    kept = reopen().load()
+    assert (kept.user_id, kept.synced, kept.consumed, kept.commands, kept.conversations) == ("", False, 0, [], [])
+
+
+def test_everything_is_there_after_a_restart(reopen: Reopen):
+    store = reopen()
+    store.load()
+    state = ConversationState("x", kind=2, title="t", intervals=[[1, 4], [9, 0]], held_seq=2, first_held_seq=1, read_seq=1)
+    change = Change(user_id="alice", device_id="d1", synced=True)
+    change.conversations["x"] = state
+    change.watermarks["x", "bob"] = Watermarks(2, 1)
+    change.commands_added += [StoredCommand(b"2" * 16, b"second\x00", 2), StoredCommand(b"1" * 16, b"first", 1)]
+    change.appended += [event(1), event(2)]
+    store.commit(change)
+    store = reopen()
+    kept = store.load()
+    assert (kept.user_id, kept.device_id, kept.synced) == ("alice", "d1", True)
+    assert kept.conversations == [state]
+    assert kept.watermarks == {("x", "bob"): Watermarks(2, 1)}
+    assert [command.encoded for command in kept.commands] == [b"second\x00", b"first"]  # as they were added
+    assert [kept_event.seq for _, kept_event in store.unconsumed(0, 10)] == [1, 2]
+
+
+def test_events_are_handed_out_from_the_consumed_ordinal_on(reopen: Reopen):
+    store = reopen()
+    store.load()
+    store.commit(Change(appended=[event(1), event(1, conversation="y"), event(2)]))
+    (first, _), *_ = unconsumed = list(store.unconsumed(0, 10))
+    assert [(e.conversation_id, e.seq) for _, e in unconsumed] == [("x", 1), ("y", 1), ("x", 2)]
+    assert [e.seq for _, e in store.unconsumed(first, 1)] == [1]
+    store.commit(Change(consumed=first))
+    store = reopen()
+    kept = store.load()
+    assert [(e.conversation_id, e.seq) for _, e in store.unconsumed(kept.consumed, 10)] == [("y", 1), ("x", 2)]
+    store.commit(Change(appended=[event(3)]))
+    ordinals = [ordinal for ordinal, _ in store.unconsumed(0, 10)]
+    assert ordinals == sorted(set(ordinals))
+
+
+def test_ordinals_are_not_used_again_after_everything_was_consumed_and_trimmed(reopen: Reopen):
+    store = reopen()
+    store.load()
+    store.commit(Change(appended=[event(1), event(2)]))
+    last = list(store.unconsumed(0, 10))[-1][0]
+    store.commit(Change(consumed=last, trimmed=[("x", 3)]))
+    store = reopen()
+    assert store.load().consumed == last
+    store.commit(Change(appended=[event(3)]))
+    assert [e.seq for _, e in store.unconsumed(last, 10)] == [3]
+
+
+def test_ranges_are_the_last_ones_below_a_seq(reopen: Reopen):
+    store = reopen()
+    store.load()
+    store.commit(Change(appended=[event(seq) for seq in range(5, 9)]))
+    store.commit(Change(prepended=[event(3), event(4)]))
+    assert [e.seq for e in store.events("x", 1, 8, 3)] == [5, 6, 7]
+    assert [e.seq for e in store.events("x", 4, 99, 99)] == [4, 5, 6, 7, 8]
+    assert [e.seq for e in store.events("y", 1, 99, 9)] == []
+    assert [e.seq for _, e in store.unconsumed(0, 99)] == [5, 6, 7, 8]  # history is never handed out
+
+
+def test_messages_of_others_are_counted(reopen: Reopen):
+    store = reopen()
+    store.load()
+    left = Event(conversation_id="x", seq=4, actor_user_id="bob", member_left=MemberLeft())
+    store.commit(Change(appended=[event(1), event(2, "alice"), event(3), left]))
+    assert store.count_of_others("x", "alice", 0) == 2
+    assert store.count_of_others("x", "alice", 1) == 1
+    assert store.count_of_others("y", "alice", 0) == 0
+
+
+def test_a_settled_command_is_gone(reopen: Reopen):
+    store = reopen()
+    store.load()
+    store.commit(Change(commands_added=[StoredCommand(b"1" * 16, b"a", 1)]))
+    store.commit(Change(commands_removed=[b"1" * 16]))
+    assert reopen().load().commands == []
+
+
+def test_trimming_spares_what_the_app_has_not_read(reopen: Reopen):
+    store = reopen()
+    store.load()
+    store.commit(Change(appended=[event(seq) for seq in range(1, 6)]))
+    (_, _), (second, _), *_ = store.unconsumed(0, 10)
+    store.commit(Change(consumed=second, trimmed=[("x", 5)]))
+    assert [e.seq for _, e in store.unconsumed(second, 10)] == [3, 4, 5]
+
+
+def test_a_failed_step_leaves_nothing_behind(tmp_path: Path):
+    with closing(SqliteStore(tmp_path / "device.db")) as store:
+        store.load()
+        command = StoredCommand(b"1" * 16, b"a", 1)
+        store.commit(Change(commands_added=[command]))
+        with pytest.raises(sqlite3.IntegrityError):
+            store.commit(Change(appended=[event(1)], commands_added=[command]))
+        assert list(store.unconsumed(0, 10)) == []
+
+
+def test_a_second_process_is_refused(tmp_path: Path):
+    path = tmp_path / "device.db"
+    script = "import sys; from parley_client import SqliteStore; SqliteStore(sys.argv[1]).load()"
+    with closing(SqliteStore(path)) as store:
+        store.load()
+        other = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    assert StoreInUseError.__name__ in other.stderr
+    again = SqliteStore(path)
+    again.load()
+    again.close()
+
+
+def test_a_killed_process_loses_nothing_that_was_committed(tmp_path: Path):
+    path = tmp_path / "device.db"
+    script = (
+        "import os, signal, sys\n"
+        "from parley_client import SqliteStore\n"
+        "from parley_client.store import Change, StoredCommand\n"
+        "store = SqliteStore(sys.argv[1]); store.load()\n"
+        "store.commit(Change(commands_added=[StoredCommand(b'1' * 16, b'a', 1)]))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    with closing(SqliteStore(path)) as store:
+        assert [command.encoded for command in store.load().commands] == [b"a"]
+
+
+def test_a_file_of_a_newer_client_is_left_alone(tmp_path: Path):
+    path = tmp_path / "device.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreMismatchError):
+        SqliteStore(path).load()

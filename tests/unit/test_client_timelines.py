@@ -1,0 +1,300 @@
+"""The client's timelines: gaps, intervals, watermarks and unread, whatever comes in whatever order."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parley.api.v1 import events_pb2 as e
+from parley.api.v1.commands_pb2 import ROLE_ADMIN, ROLE_MEMBER, ROLE_OWNER, SendMessage
+from parley.api.v1.messaging_service_pb2 import ListEventsResponse
+from parley_client.errors import ProtocolError
+from parley_client.store import Change
+from parley_client.store_memory import MemoryStore
+from parley_client.timelines import Timelines
+from parley_protocol.ids import direct_conversation_id
+
+ME, PEER = "alice", "bob"
+DIRECT = direct_conversation_id(ME, PEER)
+GROUP = "g_" + "a" * 26
+
+
+def message(seq: int, actor: str = PEER, conversation: str = DIRECT, count: int = 0) -> e.Event:
+    return e.Event(
+        conversation_id=conversation, seq=seq, actor_user_id=actor, message_count=count or seq, message=SendMessage(body=b"x")
+    )
+
+
+def added(seq: int, *users: str) -> e.Event:
+    return e.Event(conversation_id=GROUP, seq=seq, actor_user_id="carol", members_added=e.MembersAdded(user_ids=users))
+
+
+def removed(seq: int, user: str) -> e.Event:
+    return e.Event(conversation_id=GROUP, seq=seq, actor_user_id="carol", member_removed=e.MemberRemoved(user_id=user))
+
+
+def created(*users: str, actor: str = "carol") -> e.Event:
+    return e.Event(
+        conversation_id=GROUP, seq=1, actor_user_id=actor, group_created=e.GroupCreated(title="t", member_user_ids=users)
+    )
+
+
+def page(events: Sequence[e.Event], intervals: Sequence[tuple[int, int]] = ((1, 0),), more: bool = False) -> ListEventsResponse:
+    head = max((event.seq for event in events), default=0)
+    return ListEventsResponse(
+        events=events,
+        visible_intervals=[e.Interval(first_seq=first, last_seq=last) for first, last in intervals],
+        first_available_seq=1,
+        head_seq=head,
+        more=more,
+    )
+
+
+class Device:
+    """Timelines with a store behind them, as a client has them."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.timelines = Timelines(counting=self.store)
+        self.timelines.me = ME
+
+    def live(self, *events: e.Event) -> list[int]:
+        """Take events; return the seqs that were appended."""
+        change = Change()
+        self.timelines.place_live(events, change)
+        return self.keep(change)
+
+    def keep(self, change: Change) -> list[int]:
+        self.store.commit(change)
+        return [event.seq for event in change.appended]
+
+    def page(self, conversation: str, content: ListEventsResponse) -> list[int]:
+        change = Change()
+        self.timelines.take_page(conversation, content, change)
+        return self.keep(change)
+
+    def row(self, row: e.Conversation, *, new_device: bool = False) -> bool:
+        change = Change()
+        ahead = self.timelines.take_row(row, new_device=new_device, change=change)
+        self.keep(change)
+        return ahead
+
+    def read(self, seq: int, conversation: str = DIRECT) -> None:
+        change = Change()
+        self.timelines.raise_own(conversation, seq, seq, change)
+        self.keep(change)
+
+    def unread(self, conversation: str = DIRECT) -> int:
+        return self.timelines.conversations[conversation].unread_count
+
+
+def test_the_next_event_is_appended_and_one_that_is_held_is_dropped():
+    device = Device()
+    assert device.live(message(1)) == [1]
+    assert device.live(message(1), message(2)) == [2]
+    assert not device.timelines.behind
+
+
+def test_an_event_that_is_ahead_waits_for_the_page_that_fills_the_gap():
+    device = Device()
+    device.live(message(1))
+    assert device.live(message(4), message(5)) == []
+    assert list(device.timelines.behind) == [DIRECT]
+    assert device.page(DIRECT, page([message(2), message(3)])) == [2, 3, 4, 5]
+    assert not device.timelines.behind
+
+
+def test_a_late_event_that_fills_the_gap_itself_lets_those_ahead_in():
+    device = Device()
+    device.live(message(1), message(3))
+    assert device.live(message(2)) == [2, 3]
+    assert not device.timelines.behind
+
+
+def test_a_page_with_a_hole_inside_what_is_visible_is_refused():
+    device = Device()
+    device.live(message(1))
+    with pytest.raises(ProtocolError):
+        device.page(DIRECT, page([message(2), message(4)]))
+
+
+def test_who_came_back_goes_on_from_his_leave_to_his_return_without_a_gap():
+    device = Device()
+    assert device.live(created(ME, "carol"), removed(2, ME)) == [1, 2]
+    assert device.live(added(9, ME)) == []  # he may have come and gone in between: only the server knows
+    assert device.page(GROUP, page([added(9, ME)], [(1, 2), (9, 0)])) == [9]
+    state = device.timelines.conversations[GROUP]
+    assert (state.held_seq, state.role, state.is_behind) == (9, ROLE_MEMBER, False)
+    assert (state.delivered_seq, state.read_seq) == (8, 8)
+
+
+def test_several_stays_in_one_page():
+    device = Device()
+    device.live(created(ME, "carol"), removed(2, ME))
+    stays = [(1, 2), (5, 6), (9, 0)]
+    events = [added(5, ME), removed(6, ME), added(9, ME), message(10, "carol", GROUP, 1)]
+    assert device.page(GROUP, page(events, stays)) == [5, 6, 9, 10]
+    assert [tuple(stay) for stay in device.timelines.conversations[GROUP].intervals] == stays
+
+
+def test_a_new_device_begins_with_the_last_events_of_a_row():
+    device = Device()
+    row = e.Conversation(conversation_id=DIRECT, kind=1, head_seq=9, peer_user_id=PEER, visible_intervals=[e.Interval(first_seq=1)])
+    row.last_events.extend([message(8), message(9)])
+    device.row(row, new_device=True)
+    state = device.timelines.conversations[DIRECT]
+    assert (state.first_held_seq, state.held_seq, state.is_behind) == (8, 9, False)
+
+
+def test_a_device_that_missed_a_conversation_fetches_it_from_its_beginning():
+    device = Device()
+    row = e.Conversation(conversation_id=DIRECT, kind=1, head_seq=9, peer_user_id=PEER, visible_intervals=[e.Interval(first_seq=3)])
+    row.last_events.extend([message(8), message(9)])
+    device.row(row)
+    assert list(device.timelines.behind) == [DIRECT]
+    events = [message(seq) for seq in range(3, 8)]
+    assert device.page(DIRECT, page(events, [(3, 0)])) == [3, 4, 5, 6, 7, 8, 9]
+
+
+def test_history_goes_in_front_and_must_fit():
+    device = Device()
+    device.row(e.Conversation(conversation_id=DIRECT, kind=1, head_seq=9, last_events=[message(9)]), new_device=True)
+    change = Change()
+    with pytest.raises(ProtocolError):
+        device.timelines.take_history(DIRECT, 9, page([message(6), message(7)]), change)
+    device.timelines.take_history(DIRECT, 9, page([message(7), message(8)]), change)
+    assert [event.seq for event in change.prepended] == [7, 8]
+    assert not change.appended
+    assert device.timelines.conversations[DIRECT].first_held_seq == 7
+    device.timelines.take_history(DIRECT, 9, page([message(7), message(8)]), change)  # asked for twice at the same time
+    assert device.timelines.conversations[DIRECT].first_held_seq == 7
+
+
+def test_roles_titles_and_counts_follow_the_events_and_older_ones_change_nothing():
+    device = Device()
+    device.live(created(ME, PEER, actor=ME))
+    state = device.timelines.conversations[GROUP]
+    assert (state.role, state.member_count, state.title, state.version) == (ROLE_OWNER, 2, "t", 1)
+    change = e.Event(conversation_id=GROUP, seq=2, actor_user_id=ME, settings_changed=e.SettingsChanged(title="new"))
+    role = e.Event(conversation_id=GROUP, seq=3, actor_user_id=ME, role_changed=e.RoleChanged(user_id=PEER, role=ROLE_OWNER))
+    left = e.Event(conversation_id=GROUP, seq=4, actor_user_id=PEER, member_left=e.MemberLeft(new_owner_user_id=ME))
+    device.live(change, role)
+    assert (state.title, state.role, state.version) == ("new", ROLE_ADMIN, 3)
+    device.live(left)
+    assert (state.role, state.member_count, state.version) == (ROLE_OWNER, 1, 4)
+    old = e.Conversation(conversation_id=GROUP, kind=2, head_seq=2, title="t", version=1, role=ROLE_MEMBER)
+    device.row(old)
+    assert (state.title, state.role, state.version) == ("new", ROLE_OWNER, 4)
+
+
+def test_a_content_from_the_future_takes_its_place():
+    device = Device()
+    device.live(message(1))
+    assert device.live(e.Event(conversation_id=DIRECT, seq=2, actor_user_id=PEER), message(3, count=2)) == [2, 3]
+
+
+def test_unread_counts_messages_of_others_after_what_was_read():
+    device = Device()
+    device.live(message(1), message(2, ME), message(3))
+    assert device.unread() == 2
+    device.read(1)
+    assert device.unread() == 1
+    device.read(3)
+    assert device.unread() == 0
+    device.read(1)
+    assert device.timelines.conversations[DIRECT].read_seq == 3
+
+
+def test_an_absolute_count_that_runs_ahead_is_not_counted_again_when_its_events_come():
+    device = Device()
+    device.live(message(1))
+    change = Change()
+    inbox = e.InboxChange(conversation_id=DIRECT, head_seq=3, message_count=3, unread_count=3)
+    assert device.timelines.take_inbox_change(inbox, change)
+    device.keep(change)
+    assert device.unread() == 3
+    assert list(device.timelines.behind) == [DIRECT]
+    device.page(DIRECT, page([message(2), message(3)]))
+    assert device.unread() == 3
+    device.live(message(4))
+    assert device.unread() == 4
+
+
+def test_an_inbox_change_that_is_older_than_what_is_held_is_dropped():
+    device = Device()
+    device.live(message(1), message(2), message(3))
+    device.read(2)
+    change = Change()
+    assert not device.timelines.take_inbox_change(e.InboxChange(conversation_id=DIRECT, head_seq=3, unread_count=3), change)
+    assert not device.timelines.take_inbox_change(
+        e.InboxChange(conversation_id=DIRECT, head_seq=2, read_seq=2, delivered_seq=2), change
+    )
+    assert device.unread() == 1
+
+
+def test_receipts_only_raise():
+    device = Device()
+    device.live(message(1), message(2, ME))
+    change = Change()
+    receipt = e.Receipt(conversation_id=DIRECT, user_id=PEER, delivered_seq=2, read_seq=1)
+    assert device.timelines.take_receipt(receipt, change)
+    assert not device.timelines.take_receipt(receipt, change)
+    assert not device.timelines.take_receipt(e.Receipt(conversation_id=DIRECT, user_id=PEER, delivered_seq=1), change)
+    state = device.timelines.conversations[DIRECT]
+    assert (state.peer_delivered_seq, state.peer_read_seq) == (2, 1)
+
+
+def test_a_row_tells_whether_our_watermarks_exceed_the_servers():
+    device = Device()
+    device.live(message(1), message(2))
+    device.read(2)
+    assert device.row(e.Conversation(conversation_id=DIRECT, kind=1, head_seq=2, delivered_seq=1, read_seq=1))
+    assert not device.row(e.Conversation(conversation_id=DIRECT, kind=1, head_seq=2, delivered_seq=2, read_seq=2))
+
+
+def test_trimmed_events_are_history_that_can_be_fetched_again():
+    device = Device()
+    device.live(*(message(seq) for seq in range(1, 11)))
+    change = Change()
+    device.timelines.trim(DIRECT, 3, change)
+    device.keep(change)
+    state = device.timelines.conversations[DIRECT]
+    assert (state.first_held_seq, state.held_seq) == (8, 10)
+    assert [event.seq for event in device.store.events(DIRECT, 1, 99, 99)] == [8, 9, 10]
+    assert state.previous_visible(state.first_held_seq) == 7
+
+
+@given(st.data())
+def test_whatever_is_lost_doubled_or_late_the_device_appends_exactly_what_is_visible_in_order(data: st.DataObject):
+    """A server with several stays of a member, a stream that loses and repeats, pages on demand."""
+    edges = sorted(data.draw(st.sets(st.integers(2, 30), max_size=4)))
+    stays = list(zip([1, *edges[1::2]], edges[0::2], strict=False))
+    stays = [*stays, (edges[-1] if edges and len(edges) % 2 == 0 else (edges[-1] + 1 if edges else 1), 0)]
+    stays = [(first, last) for first, last in stays if last == 0 or first <= last]
+    head = data.draw(st.integers(stays[-1][0], 40))
+    visible = [seq for seq in range(1, head + 1) if any(a <= seq and (b == 0 or seq <= b) for a, b in stays)]
+    device, appended = Device(), list[int]()
+    for _ in range(data.draw(st.integers(1, 20))):
+        if data.draw(st.booleans()) or DIRECT not in device.timelines.behind:
+            seqs = sorted(data.draw(st.lists(st.sampled_from(visible), max_size=6)))
+            appended += device.live(*map(message, seqs))
+        else:
+            appended += fetch(device, visible, stays, size=data.draw(st.integers(1, 10)))
+    appended += device.live(message(visible[-1]))
+    while DIRECT in device.timelines.behind:
+        appended += fetch(device, visible, stays, size=5)
+    assert appended == visible
+    assert device.unread() == len(visible)
+
+
+def fetch(device: Device, visible: list[int], stays: list[tuple[int, int]], size: int) -> list[int]:
+    """Fetch a page as the client does."""
+    state = device.timelines.conversations[DIRECT]
+    if not state.is_placed:
+        intervals = [e.Interval(first_seq=first, last_seq=last) for first, last in stays]
+        row = e.Conversation(conversation_id=DIRECT, kind=1, head_seq=visible[-1], visible_intervals=intervals)
+        row.unread_count = len(visible)
+        device.row(row)
+    seqs = [seq for seq in visible if seq > state.held_seq][:size]
+    return device.page(DIRECT, page([message(seq) for seq in seqs], stays))
