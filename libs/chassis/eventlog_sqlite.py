@@ -121,7 +121,8 @@ class SqliteLog:
         """Delete what is older than its topic's retention and done by all groups. Raises LogUnavailableError."""
         try:
             await self._flush()
-            floors = dict(self._offsets)
+            # What the file says, not what is done by now: that may not be committed yet. New groups are at the start.
+            floors = dict.fromkeys(self._offsets, 0) | await self._tables.read(_read_offsets)
             if not await self._tables.make_durable():
                 return  # power loss could take the offsets back below what we are about to delete; the next round comes
             for topic, partitions in self._partitions.items():
@@ -213,7 +214,7 @@ async def open_sqlite_log(
             for topic, count in declared.items():
                 ids = await database.write(partial(_declare, _engine_topic(topic, epoch), count))
                 partitions[topic] = [await LogPartition.load(database, number, log_id) for number, log_id in enumerate(ids)]
-        offsets = {(group, name, number): at for group, name, number, at in await tables.read(_read_offsets)}
+        offsets = await tables.read(_read_offsets)
     except StorageError as error:
         raise LogUnavailableError(str(error)) from error
     _check_offsets(offsets, ((_engine_topic(topic, epoch), parts) for topic, parts in partitions.items()))
@@ -253,8 +254,9 @@ def _declare(name: str, count: int, connection: sqlite3.Connection) -> list[int]
     return ids
 
 
-def _read_offsets(connection: sqlite3.Connection) -> list[tuple[str, str, int, int]]:
-    return connection.execute("SELECT consumer_group, topic, partition, next_offset FROM log_offset").fetchall()
+def _read_offsets(connection: sqlite3.Connection) -> dict[_OffsetKey, int]:
+    rows = connection.execute("SELECT consumer_group, topic, partition, next_offset FROM log_offset")
+    return {(group, topic, partition): next_offset for group, topic, partition, next_offset in rows}
 
 
 def _check_offsets(offsets: Mapping[_OffsetKey, int], topics: Iterable[tuple[str, Sequence[LogPartition]]]) -> None:

@@ -220,6 +220,23 @@ async def test_retention_waits_for_a_group_that_has_done_nothing(
         assert len(await take(consumer, 20)) == 20
 
 
+async def test_retention_trusts_only_offsets_that_are_committed(disk: MemoryDisk, clock: SteppedClock) -> None:
+    """Power loss takes back what is done and not committed: whatever retention does meanwhile, its records must be there."""
+    for turns in range(12):
+        async with opened(disk, clock) as engines:
+            await append(engines.log, "commands", 1, 10)
+            clock.now_ms += 30 * DAY_SECONDS * 1_000
+            async with engines.log.open_consumer("commands", f"g{turns}") as consumer:
+                batch = await consumer.poll(1_000)
+                trimming = asyncio.create_task(engines.log.trim())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                consumer.done(batch)
+                await trimming
+                if not rows(disk, COMMANDS_FILE, "log_1"):
+                    assert rows(disk, TABLES_FILE, f"log_offset WHERE next_offset > 0 AND consumer_group = 'g{turns}'")
+
+
 async def test_a_topic_that_nobody_reads_is_kept_for_its_time_only(
     engines: EmbeddedEngines, disk: MemoryDisk, clock: SteppedClock
 ) -> None:
