@@ -1,7 +1,7 @@
 """The bytes that the hot path makes for every message, put together by hand.
 
-Fields stand in the order of their numbers, so the bytes equal those of the generated classes (a test holds that). By hand because
-building nested messages field by field costs three times as much.
+Any protobuf reader reads them; a test holds them against the generated classes. By hand because building messages field by field
+costs three times as much. Numbers of 0 are written out: leaving them out, as the generated classes do, would cost more.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,6 +46,18 @@ def _number(tag: bytes, value: int) -> bytes:
     return tag + varint(value) if value else b""
 
 
+@lru_cache(maxsize=256)
+def _place(epoch: int, partition: int) -> bytes:
+    """Fields 1 and 2 of a DedupeRow, and the tag of 3."""
+    return b"\x08" + varint(epoch) + b"\x10" + varint(partition) + b"\x18"
+
+
+@lru_cache(maxsize=64)
+def _log_time(log_ms: int) -> bytes:
+    """Field 4 of a DedupeRow, and tag and length of 5."""
+    return b"\x20" + varint(log_ms) + b"\x2a" + varint(PAYLOAD_HASH_BYTES)
+
+
 def event(
     conversation_id: str,
     seq: int,
@@ -69,7 +81,8 @@ def event(
             _id(b"\x22", user_id),
             _id(b"\x2a", device_id),
             _bytes(b"\x32", request_id),
-            _number(b"\x38", count),
+            b"\x38",
+            varint(count),
             CONTENT_TAGS[content],
             varint(len(payload)),
             payload,
@@ -84,7 +97,8 @@ def accepted(request_id: bytes, conversation_id: str, seq: int, count: int, time
             _id(b"\x0a", conversation_id),
             b"\x10",
             varint(seq),
-            _number(b"\x18", count),
+            b"\x18",
+            varint(count),
             b"\x22",
             varint(len(time)),
             time,
@@ -137,13 +151,14 @@ def dedupe_row(
     """Encode a parley.store.v1.DedupeRow."""
     return b"".join(
         (
-            _number(b"\x08", epoch),
-            _number(b"\x10", partition),
-            _number(b"\x18", offset),
-            _number(b"\x20", log_ms),
-            _bytes(b"\x2a", payload_hash),
-            _number(b"\x30", seq),
-            _number(b"\x38", count),
+            _place(epoch, partition),
+            varint(offset),
+            _log_time(log_ms),
+            payload_hash,
+            b"\x30",
+            varint(seq),
+            b"\x38",
+            varint(count),
             _bytes(b"\x42", rejection),
         )
     )

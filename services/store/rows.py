@@ -160,7 +160,10 @@ def inbox_row(state: ConversationState, user: str) -> bytes:
 
 def peer_of(members: Iterable[str], user: str) -> str:
     """Return the other one of a 1-1 conversation."""
-    return next(name for name in members if name != user)
+    for name in members:
+        if name != user:
+            return name
+    raise KeyError(user)
 
 
 def member_of(value: bytes) -> Member:

@@ -1,0 +1,128 @@
+"""Bytes put together by hand are what the generated classes read."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parley.api.v1.commands_pb2 import Outcome, SendMessage
+from parley.api.v1.events_pb2 import Event, InboxChange, Receipt
+from parley.log.v1.records_pb2 import EventBatch, EventRecord, MembershipChange
+from parley.store.v1.rows_pb2 import DedupeRow
+from services.store import encoding
+
+numbers = st.one_of(st.integers(0, 300), st.integers(0, 2**62))
+times = st.integers(0, 4_000_000_000_000)
+texts = st.text(max_size=40)
+blobs = st.binary(max_size=300)
+
+
+def same(encoded: bytes, expected) -> None:
+    assert type(expected).FromString(encoded) == expected
+
+
+@given(numbers, times, texts, texts, blobs, numbers, blobs)
+def test_event(seq, time_ms, user, device, request_id, count, body):
+    payload = SendMessage(body=body)
+    expected = Event(
+        conversation_id="d_x",
+        seq=seq,
+        actor_user_id=user,
+        actor_device_id=device,
+        request_id=request_id,
+        message_count=count,
+        message=payload,
+    )
+    expected.time.FromMilliseconds(time_ms)
+    time = encoding.timestamp(time_ms)
+    content = payload.SerializeToString()
+    same(encoding.event("d_x", seq, time, user, device, request_id, count, "message", content), expected)
+
+
+def test_every_content_has_the_tag_of_its_field():
+    for name, tag in encoding.CONTENT_TAGS.items():
+        encoded = encoding.event("c", 1, encoding.timestamp(1), "u", "d", b"r", 0, name, b"")
+        assert tag in encoded
+        assert Event.FromString(encoded).WhichOneof("content") == name
+
+
+@given(blobs, texts, numbers, numbers, times, st.booleans())
+def test_accepted(request_id, conversation, seq, count, time_ms, duplicate):
+    expected = Outcome(request_id=request_id)
+    expected.accepted.conversation_id = conversation
+    expected.accepted.seq, expected.accepted.message_count, expected.accepted.duplicate = seq, count, duplicate
+    expected.accepted.time.FromMilliseconds(time_ms)
+    same(encoding.accepted(request_id, conversation, seq, count, encoding.timestamp(time_ms), duplicate=duplicate), expected)
+
+
+@given(texts, texts, numbers, numbers, times)
+def test_receipt(conversation, user, delivered, read, time_ms):
+    expected = Receipt(conversation_id=conversation, user_id=user, delivered_seq=delivered, read_seq=read)
+    expected.time.FromMilliseconds(time_ms)
+    same(encoding.receipt(conversation, user, delivered, read, encoding.timestamp(time_ms)), expected)
+
+
+@given(texts, st.lists(numbers, min_size=6, max_size=6))
+def test_inbox_change(conversation, values):
+    names = ("head_seq", "message_count", "delivered_seq", "read_seq", "unread_count", "version")
+    same(encoding.inbox_change(conversation, *values), InboxChange(conversation_id=conversation, **dict(zip(names, values, strict=True))))
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), numbers, times, numbers, numbers, blobs)
+def test_dedupe_row(epoch, partition, offset, log_ms, seq, count, rejection):
+    digest = encoding.payload_hash("c", "send_message", b"x")
+    expected = DedupeRow(
+        log_epoch=epoch,
+        partition=partition,
+        offset=offset,
+        log_time_ms=log_ms,
+        payload_hash=digest,
+        seq=seq,
+        message_count=count,
+        rejection=rejection,
+    )
+    same(encoding.dedupe_row(epoch, partition, offset, log_ms, digest, seq, count, rejection), expected)
+
+
+@given(texts, numbers, st.lists(texts.filter(bool), max_size=3), blobs, blobs, blobs, st.booleans(), st.booleans())
+def test_event_record(conversation, seq, recipients, shared, own, actor, all_members, wakes):
+    change = MembershipChange(user_id="x", joined=True)
+    expected = EventRecord(
+        conversation_id=conversation,
+        seq=seq,
+        user_id="u",
+        device_id="d",
+        gateway_id="g",
+        session_id="s",
+        shared=shared,
+        own=own,
+        actor=actor,
+        recipients=recipients,
+        all_members=all_members,
+        membership_changes=[change],
+        wakes=wakes,
+    )
+    encoded = encoding.event_record(
+        conversation,
+        seq,
+        "u",
+        "d",
+        "g",
+        "s",
+        shared,
+        own,
+        actor,
+        recipients,
+        all_members=all_members,
+        membership_changes=[change],
+        wakes=wakes,
+    )
+    same(encoded, EventBatch(events=[expected]))
+
+
+def test_the_payload_hash_tells_conversation_action_and_bytes_apart():
+    hashes = {
+        encoding.payload_hash("c1", "send_message", b"x"),
+        encoding.payload_hash("c2", "send_message", b"x"),
+        encoding.payload_hash("c1", "leave", b"x"),
+        encoding.payload_hash("c1", "send_message", b"y"),
+    }
+    assert len(hashes) == 4
