@@ -68,8 +68,8 @@ def _guarded(method: str, behavior: _Behavior) -> _Behavior:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             return await behavior(request, context)
-        except grpc.aio.AbortError:
-            raise
+        except (grpc.aio.AbortError, grpc.aio.InternalError):
+            raise  # answered, or written to a call whose client is gone: nobody to answer, and no bug
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():

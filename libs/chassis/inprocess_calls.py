@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 class _Call:
-    """What all calls have. A call that nobody holds any more is cancelled, as grpc.aio does."""
+    """What all calls have. One that is abandoned stays until its channel closes, as it may with grpc.aio: cancel calls."""
 
     def __init__(self, rpc: Rpc, serialize: Serializer, deserialize: Deserializer, requests: Any = None) -> None:
         self._rpc = rpc
@@ -31,10 +31,6 @@ class _Call:
         self._sender = None if requests is None else self._loop.create_task(_send_all(rpc, serialize, requests))
         if self._sender is not None:
             rpc.done_callbacks.append(partial(_cancel, self._sender))
-
-    def __del__(self) -> None:
-        if hasattr(self, "_loop") and self._rpc.status is None and not self._loop.is_closed():
-            self._rpc.cancel("Cancelled upon garbage collection!")
 
     def cancel(self) -> bool:
         return self._rpc.cancel("Locally cancelled by application!")
@@ -147,12 +143,13 @@ class _StreamRequest(_Call, Generic[TRequest]):
             raise asyncio.InvalidStateError("RPC already finished.")
         if self._half_closed:
             raise asyncio.InvalidStateError('RPC is half closed after calling "done_writing".')
+        message: Any = request if self._serialize is None else self._serialize(request)
         try:
-            await self._rpc.requests.send(request if self._serialize is None else self._serialize(request))  # type: ignore[arg-type]
+            sent = await self._rpc.requests.send(message)
         except asyncio.CancelledError:
             self.cancel()
             raise
-        if self._rpc.status is not None:
+        if not sent:
             self._raise_for_status()
 
     async def done_writing(self) -> None:

@@ -38,6 +38,7 @@ class InProcessContext(grpc.aio.ServicerContext[Any, Any]):
     async def write(self, message: Any) -> None:
         rpc = self._rpc
         if rpc.server_done:
+            await asyncio.sleep(0)  # who was cancelled meanwhile learns that here, before anything else
             raise grpc.aio.InternalError("the call has ended")
         encoded = message if self._encode is None else self._encode(message)
         if not self._initial_sent:

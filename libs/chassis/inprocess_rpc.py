@@ -72,8 +72,8 @@ class Pipe:
         self._sender_gone = False
         self._receiver_gone = False
 
-    async def send(self, message: bytes) -> None:
-        """Send a message, waiting while the reader lags. Once the sender or receiver is gone it goes nowhere."""
+    async def send(self, message: bytes) -> bool:
+        """Send a message, waiting while the reader lags. Return whether it was sent: not if the sender left meanwhile."""
         if type(message) is not bytes:
             raise TypeError(f"a call carries bytes, not {type(message).__name__}: give it a serializer")
         while len(self._messages) + len(self._in_transit) >= MAX_BUFFERED_MESSAGES and not self._sender_gone:
@@ -85,11 +85,12 @@ class Pipe:
             finally:
                 self._writer = None
         if self._sender_gone:
-            return
+            return False
         if self._lag is None:
             self.arrive(message)
         else:
             self.carry(message, partial(self.arrive, message))
+        return True
 
     def carry(self, message: bytes, action: Callable[[], None]) -> None:
         """Do something at the other end, after all that was sent before."""
