@@ -1,11 +1,9 @@
 """What a benchmark runs against: a server of its own in a folder of its own, or the one that was named."""
 
-import asyncio
 import os
 import random
 import resource
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -14,12 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-import uvloop
-
 from parley_cli.bench_meter import ProcessMeter
 from parley_cli.failures import SetupError
-from parley_cli.server_process import open_server_process, pid_of_server
+from parley_cli.server_process import open_server_process, pid_of_server, run_until_signal
 from services.gateway.keys import KEY_FILE_NAME, KeyFileError, load_or_create_key, mint_token
 
 _TOKEN_SECONDS = 24 * 3600.0  # longer than any benchmark
@@ -109,16 +104,10 @@ def _raise_open_files() -> None:
 
 
 def run_benchmark(measure: Callable[[Target], Awaitable[dict[str, Any]]], options: TargetOptions) -> dict[str, Any]:
-    """Run a benchmark on an event loop of its own. Ctrl-C and SIGTERM end it in order: the server and its folder go, too."""
+    """Run a benchmark; however it ends, an own server and its folder are gone afterwards."""
 
     async def main() -> dict[str, Any]:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with open_target(options) as target:
             return await measure(target)
 
-    try:
-        return uvloop.run(main())
-    except asyncio.CancelledError:
-        raise click.exceptions.Exit(128 + signal.SIGTERM) from None
+    return run_until_signal(main())

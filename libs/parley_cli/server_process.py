@@ -6,11 +6,18 @@ import re
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
+import click
+import uvloop
+
+from chassis.embedded import LOCK_FILE
 from parley_cli.failures import CommandError
+
+T = TypeVar("T")
 
 READY_SECONDS = 30.0  # ready takes < 3 s; the rest is for a machine that does other things
 STOP_SECONDS = 10.0  # a drain takes < 5 s
@@ -104,8 +111,23 @@ async def open_server_process(
 def pid_of_server(data_dir: Path) -> int | None:
     """Return the process that holds a data folder, as its lock file names it, if it runs on this machine."""
     try:
-        pid = int((data_dir / "parley.lock").read_text(encoding="ascii"))
+        pid = int((data_dir / LOCK_FILE).read_text(encoding="ascii"))
         os.kill(pid, 0)
     except (OSError, ValueError):
         return None
     return pid
+
+
+def run_until_signal(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command on an event loop of its own. Ctrl-C and SIGTERM cancel it, so that what it started ends in order."""
+
+    async def guarded() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main
+
+    try:
+        return uvloop.run(guarded())
+    except asyncio.CancelledError:
+        raise click.exceptions.Exit(128 + signal.SIGTERM) from None

@@ -1,0 +1,223 @@
+"""`parley demo`: the promise, kept before one's eyes: two users, two devices each, a server that is killed, a judge."""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import click
+import grpc
+
+from chassis.tasks import open_tasks
+from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
+from parley_checker.history import Device, History, entry_of
+from parley_checker.judge import judge
+from parley_checker.verdict import Verdict
+from parley_cli.bench_reads import read_timeline
+from parley_cli.connection import local_token
+from parley_cli.recorded_device import RecordedDevice, open_recorded_device
+from parley_cli.server_process import ServerProcess, open_server_process, run_until_signal
+from parley_cli.table_files import read_timelines
+from parley_client import MemoryStore, SqliteStore, Store
+from parley_protocol.ids import direct_conversation_id
+
+ALICE_PHONE, ALICE_LAPTOP = Device("alice", "phone"), Device("alice", "laptop")
+BOB_PHONE, BOB_TABLET = Device("bob", "phone"), Device("bob", "tablet")
+CONVERSATION = direct_conversation_id("alice", "bob")
+
+_STEP_SECONDS = 20.0  # for one thing to happen that takes milliseconds
+_MISSED = 5  # messages while the tablet is off
+_PACE_SECONDS = 0.004  # between a user's messages: traffic that lasts long enough to be interrupted, and to be watched
+
+
+class Story:
+    """Tells what happens, with the time since the beginning."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+
+    def tell(self, who: str, what: str, color: str = "cyan") -> None:
+        """Print a line."""
+        elapsed = click.style(f"{time.monotonic() - self._begin:6.2f} s", dim=True)
+        click.echo(f"{elapsed}  {click.style(f'{who:<13}', fg=color)} {what}")
+
+
+class Stage:
+    """The running demo: its server, its devices, its facts."""
+
+    def __init__(self, folder: Path, stack: AsyncExitStack, story: Story) -> None:
+        self.data_dir = folder / "data"
+        self.history = History()
+        self.devices: dict[Device, RecordedDevice] = {}
+        self.story = story
+        self.address = "127.0.0.1:0"
+        self._folder = folder
+        self._stack = stack
+        self._server: ServerProcess
+        self._runs: dict[Device, int] = {}
+        self._closing: dict[Device, AsyncExitStack] = {}
+
+    async def start_server(self) -> None:
+        """Start the server; a second time on the same address and data."""
+        opened = open_server_process(self.data_dir, listen=self.address)
+        self._server, self.address = await self._stack.enter_async_context(opened)
+
+    async def kill_server(self) -> None:
+        """SIGKILL it."""
+        await self._server.kill()
+
+    async def stop_server(self) -> None:
+        """Have it drain and end."""
+        await self._server.stop()
+
+    def token(self, user_id: str) -> str:
+        """Sign in."""
+        return local_token(self.data_dir, user_id, "")
+
+    async def switch_on(self, device: Device) -> RecordedDevice:
+        """Open a device's app; it finds on disk what it had when it was switched off."""
+        run = self._runs[device] = self._runs.get(device, 0) + 1
+        store: Store = SqliteStore(self._folder / "tablet.db") if device == BOB_TABLET else MemoryStore()
+        closing = await self._stack.enter_async_context(AsyncExitStack())
+        opened = open_recorded_device(self.address, self.token(device.user_id), device, store, self.history, run=run)
+        recorded = self.devices[device] = await closing.enter_async_context(opened)
+        self._closing[device] = closing
+        await recorded.client.caught_up()
+        return recorded
+
+    async def switch_off(self, device: Device) -> None:
+        """Close a device's app."""
+        del self.devices[device]
+        await self._closing.pop(device).aclose()
+
+    def asked(self) -> int:
+        """Return how many messages were composed so far."""
+        return sum(len(device.asked) for device in self.history.devices.values())
+
+    async def wait_all_shown(self) -> bool:
+        """Wait until every command has its outcome and every device shows all; tell whether it came to that."""
+        try:
+            async with asyncio.timeout(_STEP_SECONDS):
+                for device in self.devices.values():
+                    await device.wait_until(lambda device=device: not device.unanswered)  # type: ignore[misc]
+                for device in self.devices.values():
+                    await device.wait_until(lambda device=device: device.shown(CONVERSATION) >= self.asked())  # type: ignore[misc]
+        except TimeoutError:
+            return False
+        return True
+
+
+async def play(folder: Path, story: Story, messages: int) -> Verdict:
+    """Play all acts and judge them."""
+    async with AsyncExitStack() as stack:
+        stage = Stage(folder, stack, story)
+        await stage.start_server()
+        story.tell("server", f"ready on {stage.address}")
+        for device in (ALICE_PHONE, ALICE_LAPTOP, BOB_PHONE, BOB_TABLET):
+            await stage.switch_on(device)
+        story.tell("devices", "alice has a phone and a laptop, bob a phone and a tablet; all are connected")
+        await _act_ticks(stage)
+        await _act_absence(stage)
+        await _act_kill(stage, messages)
+        if not await stage.wait_all_shown():
+            story.tell(
+                "devices", f"not all is answered and shown after {_STEP_SECONDS:.0f} s; the judge will say what is missing", "red"
+            )
+        for facts in stage.history.devices.values():
+            facts.settled = True
+        story.tell("devices", f"all four show the same {stage.asked()} messages; reading them back as a fifth, fresh one")
+        async with grpc.aio.insecure_channel(stage.address) as channel:
+            stub = MessagingServiceStub(channel)
+            events = [entry_of(event) async for event in read_timeline(stub, stage.token("alice"), CONVERSATION)]
+        stage.history.readings["ListEvents"] = {CONVERSATION: events}
+        for device in list(stage.devices):
+            await stage.switch_off(device)
+        await stage.stop_server()
+        story.tell("server", "stopped; reading its files")
+        stage.history.readings["the files"] = read_timelines(stage.data_dir)
+        return judge(stage.history)
+
+
+async def _act_ticks(stage: Stage) -> None:
+    phone, bob = stage.devices[ALICE_PHONE], stage.devices[BOB_PHONE]
+    async with asyncio.timeout(_STEP_SECONDS):
+        accepted = await (await phone.say("bob", b"Hello Bob, are you there?")).accepted()
+        stage.story.tell("alice/phone", f"Hello Bob, are you there?   {click.style('✓', dim=True)}  stored as #{accepted.seq}")
+
+        def bob_has() -> tuple[int, int]:
+            return phone.client.receipts(CONVERSATION).get("bob", (0, 0))
+
+        await phone.wait_until(lambda: bob_has()[0] >= accepted.seq)
+        stage.story.tell("alice/phone", "Hello Bob, are you there?   ✓✓ delivered")
+        await stage.devices[ALICE_LAPTOP].wait_until(lambda: stage.devices[ALICE_LAPTOP].shown(CONVERSATION) >= accepted.seq)
+        stage.story.tell("alice/laptop", "shows it too")
+        await bob.wait_until(lambda: bob.shown(CONVERSATION) >= accepted.seq)
+        await bob.client.mark_read(CONVERSATION, accepted.seq)
+        await phone.wait_until(lambda: bob_has()[1] >= accepted.seq)
+        stage.story.tell("alice/phone", f"Hello Bob, are you there?   {click.style('✓✓', fg='blue')} read")
+
+
+async def _act_absence(stage: Stage) -> None:
+    phone = stage.devices[ALICE_PHONE]
+    await stage.switch_off(BOB_TABLET)
+    stage.story.tell("bob/tablet", "is switched off", "yellow")
+    async with asyncio.timeout(_STEP_SECONDS):
+        tickets = [await phone.say("bob", f"You missed this one, number {number}".encode()) for number in range(1, _MISSED + 1)]
+        last = max([(await ticket.accepted()).seq for ticket in tickets])
+        stage.story.tell("alice/phone", f"writes {_MISSED} messages meanwhile  ✓")
+        begin = time.monotonic()
+        tablet = await stage.switch_on(BOB_TABLET)
+        await tablet.wait_until(lambda: tablet.shown(CONVERSATION) >= last)
+        took = (time.monotonic() - begin) * 1e3
+        stage.story.tell("bob/tablet", f"is back and has all {_MISSED} after {took:.0f} ms")
+
+
+async def _act_kill(stage: Stage, messages: int) -> None:
+    phone, bob = stage.devices[ALICE_PHONE], stage.devices[BOB_PHONE]
+    before = stage.asked()
+
+    async def chatter(device: RecordedDevice, to_user: str) -> None:
+        for number in range(1, messages + 1):
+            await device.say(to_user, f"{device.device.user_id} says {number}".encode())
+            await asyncio.sleep(_PACE_SECONDS)
+
+    async with open_tasks("demo") as tasks:
+        talking = [tasks.spawn(chatter(phone, "bob"), name="alice"), tasks.spawn(chatter(bob, "alice"), name="bob")]
+        stage.story.tell("alice & bob", f"write {messages} messages each, as fast as they type")
+        async with asyncio.timeout(_STEP_SECONDS):
+            await phone.wait_until(lambda: phone.shown(CONVERSATION) >= before + messages)
+        await stage.kill_server()
+        under_way = sum(device.unanswered for device in stage.devices.values())
+        stage.story.tell("server", f"KILLED (SIGKILL) in mid-traffic; {under_way} messages have no answer", "red")
+        await stage.start_server()
+        stage.story.tell("server", f"started again on {stage.address} with the same data")
+        await asyncio.gather(*talking)
+        async with asyncio.timeout(_STEP_SECONDS):
+            for device in (phone, bob):
+                await device.wait_until(lambda device=device: not device.unanswered)  # type: ignore[misc]
+    stage.story.tell("alice & bob", f"have an answer to all {2 * messages}: what had none was sent again, and stored once")
+
+
+@click.command(short_help="Watch the promise being kept, server killed and all.")
+@click.option(
+    "--messages", type=click.IntRange(min=10), default=150, show_default=True, help="What each user writes around the kill."
+)
+def demo(messages: int) -> None:
+    """Show two users with two devices each, on a server of their own that is killed in mid-traffic.
+
+    The last line judges the delivery contract from what the devices asked, were answered and show, and from what the tables hold
+    (asked over the public API, and read from the files of the stopped server). Exit code 1 if it was broken.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="parley-demo-"))
+    try:
+        verdict = run_until_signal(play(folder, Story(), messages))
+    finally:
+        shutil.rmtree(folder)
+    for story in verdict.stories:
+        click.echo(story, err=True)
+    kept = verdict.kept and not verdict.unanswered and not verdict.rejected
+    click.secho(verdict.line(), fg="green" if kept else "red", bold=True)
+    if not kept:
+        raise click.exceptions.Exit(1)

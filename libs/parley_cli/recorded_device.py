@@ -1,0 +1,104 @@
+"""A device of the SDK that notes for the judge whatever it asks, is answered and shows."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from chassis.tasks import Tasks, open_tasks
+from parley_checker.history import Answered, Asked, Device, DeviceHistory, History, Shown, entry_of
+from parley_client import Client, ClosedError, RejectedError, Store, Ticket, TimelineEvent, open_client
+from parley_protocol.ids import direct_conversation_id
+
+
+class RecordedDevice:
+    """One run of a device's app; made by `open_recorded_device`."""
+
+    def __init__(self, client: Client, device: Device, facts: DeviceHistory, run: int, tasks: Tasks) -> None:
+        self.client = client
+        self.device = device
+        self.on_event: Callable[[TimelineEvent], None] = _ignore
+        self._facts = facts
+        self._run = run
+        self._tasks = tasks
+        self._moved = asyncio.Event()
+        self._outcomes = set[asyncio.Task[None]]()
+        self._shown: dict[str, int] = {}
+
+    def shown(self, conversation_id: str) -> int:
+        """Return the seq that this run showed last."""
+        return self._shown.get(conversation_id, 0)
+
+    @property
+    def unanswered(self) -> int:
+        """How many commands have no outcome yet."""
+        return len(self.client.pending())
+
+    async def say(self, to_user: str, body: bytes) -> Ticket:
+        """Send a message, composed in sight of all that was shown."""
+        conversation_id = direct_conversation_id(self.device.user_id, to_user)
+        ticket = await self.client.send(to_user=to_user, body=body, seen_seq=self.shown(conversation_id))
+        self._facts.asked.append(Asked(ticket.request_id, conversation_id, "message", body))
+        self._follow(ticket, conversation_id)
+        return ticket
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that events, outcomes or receipts bring about."""
+        while not condition():
+            self._moved.clear()
+            await self._moved.wait()
+
+    def begin(self) -> None:
+        """Show events, and note the outcomes of what an earlier run asked."""
+        conversations = {asked.request_id: asked.conversation_id for asked in self._facts.asked}
+        for ticket in self.client.pending():
+            self._follow(ticket, conversations[ticket.request_id])
+        self._tasks.spawn(self._show(), name="events")
+        self._tasks.spawn(self._watch(), name="notices")
+
+    async def end(self) -> None:
+        """Note the last outcomes, once the client is closed."""
+        await asyncio.gather(*self._outcomes)
+
+    def _follow(self, ticket: Ticket, conversation_id: str) -> None:
+        outcome = self._tasks.spawn(self._note_outcome(ticket, conversation_id), name="outcome")
+        self._outcomes.add(outcome)
+        outcome.add_done_callback(self._outcomes.discard)
+
+    async def _note_outcome(self, ticket: Ticket, conversation_id: str) -> None:
+        try:
+            seq = (await ticket.accepted()).seq
+        except RejectedError:
+            seq = 0
+        except ClosedError:
+            return  # the command stays in the store; the next run learns its outcome
+        self._facts.answered.append(Answered(ticket.request_id, conversation_id, seq))
+        self._moved.set()
+
+    async def _show(self) -> None:
+        async for event in self.client.events():
+            self._facts.shown.append(Shown(self._run, entry_of(event.event)))
+            self._shown[event.conversation_id] = event.seq
+            self.on_event(event)
+            self._moved.set()
+
+    async def _watch(self) -> None:
+        with self.client.changes() as notices:
+            async for _ in notices:
+                self._moved.set()
+
+
+@asynccontextmanager
+async def open_recorded_device(
+    address: str, token: str, device: Device, store: Store, history: History, *, run: int = 1
+) -> AsyncIterator[RecordedDevice]:
+    """Open a device whose facts go to the history; leaving closes it, as an app is closed."""
+    async with open_tasks(f"{device.user_id}-{device.device_id}") as tasks:
+        async with open_client(address, token=token, device_id=device.device_id, store=store) as client:
+            recorded = RecordedDevice(client, device, history.device(*device), run, tasks)
+            recorded.begin()
+            yield recorded
+        await recorded.end()
+
+
+def _ignore(event: TimelineEvent) -> None:
+    """Take no notice."""
