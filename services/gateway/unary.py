@@ -97,6 +97,7 @@ class Calls:
         )
         outcome: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         waiting[call_id] = outcome
+        self._metrics.waiting_submits.inc()
         try:
             key = conversation_id.encode()
             if wait := self._writer.lane_of(key).offer(key, command_record(origin, key, command.SerializeToString())):
@@ -109,6 +110,7 @@ class Calls:
             raise DeadlineExceeded("OUTCOME_UNKNOWN", "no outcome in time: repeat it with the same request_id") from error
         finally:
             del waiting[call_id]
+            self._metrics.waiting_submits.dec()
         answer = api.ServerBatch.FromString(fields).outcomes[0]
         if answer.HasField("rejected"):
             await context.abort_with_status(rpc_status.to_status(answer.rejected))

@@ -1,5 +1,6 @@
 """A gateway on a real socket, with the real engines (in memory), store and router behind it, and a bare client in front."""
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -52,6 +53,13 @@ def message(to_user_id: str = "bob", body: bytes = b"hello", request_id: bytes |
 
 def batch(*commands: Command, first: int = 1, **fields: Any) -> api.ConnectRequest:
     return api.ConnectRequest(batch=api.DeviceBatch(first_command_number=first, commands=commands, **fields))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something shows that has no event, such as a metric."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 class Device:
@@ -123,7 +131,7 @@ class World:
     engines: EmbeddedEngines
     metrics: CollectorRegistry
     channel: grpc.aio.Channel
-    stack: AsyncExitStack
+    internal: InProcessServer
     calls: list[Any] = field(default_factory=list)
 
     @property
@@ -224,7 +232,7 @@ async def open_world(
             )
         )
         public = await enter(grpc.aio.insecure_channel(running.address))
-        world = World(gateway, running.address, engines, metrics, public, stack)
+        world = World(gateway, running.address, engines, metrics, public, internal)
         try:
             yield world
         finally:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from gateway_world import World, auth, batch, message, open_world, token
+from gateway_world import World, auth, batch, message, open_world, token, until
 
 from chassis.errors import reason_of
 from parley.api.v1 import messaging_service_pb2 as api
@@ -240,8 +240,6 @@ async def test_connecting_and_leaving_leaves_nothing(world: World):
 
     for _ in range(10):
         await asyncio.gather(*(visit(number) for number in range(20)))
-    async with asyncio.timeout(10):
-        while world.value("parley_gateway_streams"):
-            await asyncio.sleep(0.01)
+    await until(lambda: not world.value("parley_gateway_streams"))
     assert world.value("parley_gateway_sessions") == 0
     await world.alive()

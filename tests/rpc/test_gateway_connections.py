@@ -3,12 +3,12 @@
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import grpc
 import pytest
-from gateway_world import Device, World, batch, message, open_world, token
+from gateway_world import Device, World, batch, message, open_world, token, until
 
 from parley.api.v1 import messaging_service_pb2 as api
 
@@ -16,12 +16,6 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # A client of gRPC takes megabytes ahead of its application while it probes the bandwidth; this one takes 64 kB.
 SMALL_WINDOW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
 RESPONSE_SECONDS = 0.2  # how long garbage may wait for an answer before the client goes
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 class Proxy:
@@ -153,21 +147,23 @@ async def flood(world: World, receiver: str, sender: Device, bytes_wanted: int) 
 
 async def test_client_that_never_reads_is_ended_and_costs_nobody_anything():
     """Its outbox is dropped, its stuck write is cut, the call is forgotten once the client is gone."""
-    async with open_world(outbox_bytes=512 * 1024, write_seconds=0.4, commands_per_second=5000, commands_burst=5000) as world:
-        async with grpc.aio.insecure_channel(world.address, options=SMALL_WINDOW) as own_connection:
-            bob = world.stream(token("bob"), own_connection)
-            await bob.hello()
-            alice, other = await world.device("alice"), await world.device("bob", "laptop")
-            reading = asyncio.ensure_future(read_events(other, 128))
-            await flood(world, "bob", alice, 2 * 1024 * 1024)
-            await reading
-            await until(lambda: world.value("parley_gateway_cut_streams_total") == 1)
-            assert world.value("parley_gateway_goaways_total", reason="slow") == 1
-            assert world.value("parley_gateway_sessions") == 2
-            assert world.value("parley_gateway_abandoned_calls") == 1
-            await world.alive()
-            bob.call.cancel()
-            await until(lambda: world.value("parley_gateway_abandoned_calls") == 0)
+    async with (
+        open_world(outbox_bytes=512 * 1024, write_seconds=0.4, commands_per_second=5000, commands_burst=5000) as world,
+        grpc.aio.insecure_channel(world.address, options=SMALL_WINDOW) as own_connection,
+    ):
+        bob = world.stream(token("bob"), own_connection)
+        await bob.hello()
+        alice, other = await world.device("alice"), await world.device("bob", "laptop")
+        reading = asyncio.ensure_future(read_events(other, 128))
+        await flood(world, "bob", alice, 2 * 1024 * 1024)
+        await reading
+        await until(lambda: world.value("parley_gateway_cut_streams_total") == 1)
+        assert world.value("parley_gateway_goaways_total", reason="slow") == 1
+        assert world.value("parley_gateway_sessions") == 2
+        assert world.value("parley_gateway_abandoned_calls") == 1
+        await world.alive()
+        bob.call.cancel()
+        await until(lambda: world.value("parley_gateway_abandoned_calls") == 0)
 
 
 async def read_events(device: Device, count: int) -> None:
@@ -176,23 +172,27 @@ async def read_events(device: Device, count: int) -> None:
 
 
 async def test_client_that_reads_late_is_told_that_it_was_slow():
-    async with open_world(outbox_bytes=512 * 1024, commands_per_second=5000, commands_burst=5000) as world:
-        async with grpc.aio.insecure_channel(world.address, options=SMALL_WINDOW) as own_connection:
-            bob = world.stream(token("bob"), own_connection)
-            await bob.hello()
-            await flood(world, "bob", await world.device("alice"), 2 * 1024 * 1024)
-            goodbye = await bob.goodbye()
-            assert (goodbye.reason, goodbye.reconnect) == (api.GO_AWAY_REASON_SLOW, True)
+    async with (
+        open_world(outbox_bytes=512 * 1024, commands_per_second=5000, commands_burst=5000) as world,
+        grpc.aio.insecure_channel(world.address, options=SMALL_WINDOW) as own_connection,
+    ):
+        bob = world.stream(token("bob"), own_connection)
+        await bob.hello()
+        await flood(world, "bob", await world.device("alice"), 2 * 1024 * 1024)
+        goodbye = await bob.goodbye()
+        assert (goodbye.reason, goodbye.reconnect) == (api.GO_AWAY_REASON_SLOW, True)
 
 
 async def test_drain_does_not_wait_for_clients_that_never_read():
-    async with open_world(outbox_bytes=4 * 1024 * 1024, drain_seconds=0.3, commands_per_second=5000, commands_burst=5000) as world:
-        async with grpc.aio.insecure_channel(world.address, options=SMALL_WINDOW) as own_connection:
-            await world.stream(token("bob"), own_connection).hello()
-            await flood(world, "bob", await world.device("alice"), 1024 * 1024)
-            async with asyncio.timeout(3):
-                await world.gateway.drain()
-            await until(lambda: world.value("parley_gateway_streams") == 0)
+    async with (
+        open_world(outbox_bytes=4 * 1024 * 1024, drain_seconds=0.3, commands_per_second=5000, commands_burst=5000) as world,
+        grpc.aio.insecure_channel(world.address, options=SMALL_WINDOW) as own_connection,
+    ):
+        await world.stream(token("bob"), own_connection).hello()
+        await flood(world, "bob", await world.device("alice"), 1024 * 1024)
+        async with asyncio.timeout(3):
+            await world.gateway.drain()
+        await until(lambda: world.value("parley_gateway_streams") == 0)
 
 
 @pytest.mark.parametrize("action", ["cancel", "close"])

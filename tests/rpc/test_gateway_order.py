@@ -1,11 +1,10 @@
 """A sender's own order over refusals: rates, a log that is away, holds, Retry and Skip."""
 
-import asyncio
 from collections.abc import Sequence
 
 import grpc
 import pytest
-from gateway_world import World, auth, batch, message, open_world, token
+from gateway_world import World, auth, batch, message, open_world, token, until
 
 from chassis.errors import reason_of, retry_delay_of
 from chassis.eventlog import EventLog, LogEntry, LogUnavailableError, partition_for
@@ -68,9 +67,7 @@ async def test_while_the_log_is_away_commands_get_retry_then_all_are_stored_in_o
         commands = [message("bob", b"%d" % number) for number in range(10)]
         log[0].off.add(0)
         await alice.send(batch(commands[0]))  # taken: the append that fails holds it
-        async with asyncio.timeout(5):
-            while not world.value("parley_gateway_append_failures_total"):
-                await asyncio.sleep(0.01)
+        await until(lambda: world.value("parley_gateway_append_failures_total"))
         await alice.send(batch(*commands[1:5], first=2))
         retries = [(await alice.outcome()).retry for _ in range(4)]
         assert [retry.number for retry in retries] == [2, 2, 2, 2]
@@ -89,9 +86,7 @@ async def held_world(world: World, log: SwitchedLog) -> None:
     log.off.add(0)
     probe = await world.device("carol", "closer")
     await probe.send(batch(message("carol")))
-    async with asyncio.timeout(5):
-        while not world.value("parley_gateway_append_failures_total"):
-            await asyncio.sleep(0.01)
+    await until(lambda: world.value("parley_gateway_append_failures_total"))
 
 
 async def test_skip_gives_a_held_command_up_and_other_conversations_are_not_held():
@@ -107,9 +102,7 @@ async def test_skip_gives_a_held_command_up_and_other_conversations_are_not_held
         await alice.send(batch(message("bob", b"given up")))
         retry = (await alice.outcome()).retry
         log[0].off.clear()
-        async with asyncio.timeout(5):
-            while world.value("parley_gateway_closed_partitions"):
-                await asyncio.sleep(0.01)
+        await until(lambda: not world.value("parley_gateway_closed_partitions"))
         await alice.send(batch(message("bob", b"held"), message("zoe", b"free"), first=2))
         outcomes = [await alice.outcome(), await alice.outcome()]
         assert [outcome.WhichOneof("result") for outcome in outcomes] == ["retry", "accepted"]
@@ -142,9 +135,7 @@ async def test_a_closed_partition_costs_the_others_nothing():
             peers.setdefault(partition, f"u{number}")
         log[0].off.add(0)
         await alice.send(batch(message(peers[0], b"taken, unresolved")))
-        async with asyncio.timeout(5):
-            while not world.value("parley_gateway_append_failures_total"):
-                await asyncio.sleep(0.01)
+        await until(lambda: world.value("parley_gateway_append_failures_total"))
         await alice.send(batch(message(peers[0]), message(peers[1]), first=2))
         outcomes = sorted([await alice.outcome(), await alice.outcome()], key=lambda outcome: outcome.WhichOneof("result") or "")
         assert [outcome.WhichOneof("result") for outcome in outcomes] == ["accepted", "retry"]
