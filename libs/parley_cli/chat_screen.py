@@ -4,8 +4,8 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from prompt_toolkit import PromptSession, print_formatted_text
@@ -16,6 +16,7 @@ from prompt_toolkit.styles import Style
 
 # What prompt_toolkit calls formatted text: pieces of (style, text).
 Pieces = list[tuple[str, str]]
+Draw = Callable[[], Pieces]
 
 STYLE = Style.from_dict(
     {
@@ -42,17 +43,15 @@ class Screen(Protocol):
     def refresh(self) -> None:
         """The status changed: draw it again."""
 
-    def lines(self) -> AsyncIterator[str]:
-        """Yield what is typed, line by line, until the end of input."""
+    def lines(self, prompt: Draw, status: Draw) -> AsyncIterator[str]:
+        """Yield what is typed, line by line, until the end of input. `prompt` and `status` are drawn anew at each refresh."""
 
 
 class TerminalScreen:
     """A prompt at the bottom with a status under it; what is shown scrolls by above."""
 
-    def __init__(self, prompt: Callable[[], Pieces], status: Callable[[], Pieces]) -> None:
+    def __init__(self) -> None:
         self._session: PromptSession[str] = PromptSession(
-            message=lambda: FormattedText(prompt()),
-            bottom_toolbar=lambda: FormattedText(status()),
             erase_when_done=True,  # the line comes back in the timeline's order, once it is stored
             history=InMemoryHistory(),
             style=STYLE,
@@ -65,10 +64,12 @@ class TerminalScreen:
     def refresh(self) -> None:
         self._session.app.invalidate()
 
-    async def lines(self) -> AsyncIterator[str]:
+    async def lines(self, prompt: Draw, status: Draw) -> AsyncIterator[str]:
         while True:
             try:
-                yield await self._session.prompt_async()
+                yield await self._session.prompt_async(
+                    message=lambda: FormattedText(prompt()), bottom_toolbar=lambda: FormattedText(status())
+                )
             except KeyboardInterrupt:  # Ctrl-C: what was being typed is dropped; with nothing typed it leaves
                 if not self._session.default_buffer.text:
                     return
@@ -85,17 +86,17 @@ class PlainScreen:
     def refresh(self) -> None:
         """Nothing is drawn twice here."""
 
-    async def lines(self) -> AsyncIterator[str]:
+    async def lines(self, prompt: Draw, status: Draw) -> AsyncIterator[str]:  # there is neither
         async for line in _piped_lines(sys.stdin.fileno()):
             yield line
 
 
-@asynccontextmanager
-async def open_screen(prompt: Callable[[], Pieces], status: Callable[[], Pieces]) -> AsyncIterator[Screen]:
-    """Choose by what stdin and stdout are. `status` is read at every refresh."""
+@contextmanager
+def open_screen() -> Iterator[TerminalScreen | PlainScreen]:
+    """Choose by what stdin and stdout are."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         with patch_stdout():
-            yield TerminalScreen(prompt, status)
+            yield TerminalScreen()
     else:
         yield PlainScreen()
 

@@ -38,7 +38,7 @@ _GATEWAYS = "gateway"  # what routers look for in the registry
 class EmbeddedSettings:
     """The settings of all services."""
 
-    gateway: GatewaySettings = field(default_factory=lambda: GatewaySettings())
+    gateway: GatewaySettings
     store: StoreSettings = field(default_factory=StoreSettings)
     router: RouterSettings = field(default_factory=RouterSettings)
 

@@ -31,9 +31,7 @@ _CALL_SECONDS = 10.0
 @click.option("--conversation", metavar="ID", help="Or any conversation.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="How many events.")
 @click.option("--before", type=click.IntRange(1), metavar="SEQ", help="Only events before this place.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print a JSON object a line; bodies are `text`, or `body_base64` if no UTF-8."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines; bodies are `text`, or `body_base64` if no UTF-8.")
 @connection_options
 def history(
     user: str, peer: str | None, conversation: str | None, limit: int, before: int | None, as_json: bool, **options: Any

@@ -105,8 +105,8 @@ async def _submit(
 
 def _unknown(error: CallError, command: commands_pb2.Command, timeout_seconds: float) -> CommandError:
     return CommandError(
-        f"no outcome within {timeout_seconds:g} s ({error.detail or error.code.name}). It may be stored or not; to repeat it safely "
-        f"add --request-id {command.request_id.hex()}"
+        f"no outcome within {timeout_seconds:g} s ({error.detail or error.code.name}). It may be stored or not; to repeat it "
+        f"safely add --request-id {command.request_id.hex()}"
     )
 
 

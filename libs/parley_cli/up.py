@@ -7,18 +7,18 @@ import shlex
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import click
-from chassis.app import Stop, run
-from chassis.config import ConfigError, load_settings
-from chassis.logs import configure_logging
-from chassis.metrics import open_metrics_server
 from prometheus_client import CollectorRegistry
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from chassis.app import Stop, run
+from chassis.config import ConfigError, load_settings
 from chassis.embedded import DataFolderError
+from chassis.logs import configure_logging
+from chassis.metrics import open_metrics_server
 from chassis.server import BindError
 from chassis.sqlite import StorageError
 from chassis.transport import TlsError
@@ -28,6 +28,8 @@ from parley_cli.failures import SetupError
 from services.gateway.config import GatewaySettings, is_loopback
 from services.gateway.keys import KeyFileError
 from services.gateway.tokens import KeysFileError
+
+S = TypeVar("S", bound=BaseSettings)
 
 
 class UpSettings(BaseSettings):
@@ -59,11 +61,11 @@ class UpSettings(BaseSettings):
 def up(data_dir: Path, log_json: bool, **flags: str | None) -> None:
     """Run a server on this machine: all services in this process, data in one folder.
 
-    Says `ready` with its address once it serves. Ctrl-C (or SIGTERM) says goodbye to all devices and ends it, a second one ends it at
-    once. Whatever was acknowledged is there at the next start, also after a SIGKILL or a power loss.
+    Says `ready` with its address once it serves. Ctrl-C (or SIGTERM) says goodbye to all devices and ends it, a second one ends
+    it at once. Whatever was acknowledged is there at the next start, also after a SIGKILL or a power loss.
 
-    Flags go before the environment: PARLEY_GATEWAY_LISTEN, PARLEY_METRICS_LISTEN, PARLEY_GATEWAY_TLS_CERTIFICATE_FILE and so on; every
-    setting of the gateway can be set by PARLEY_GATEWAY_<NAME>.
+    Flags go before the environment: PARLEY_GATEWAY_LISTEN, PARLEY_METRICS_LISTEN, PARLEY_LOG_LEVEL and so on; every setting of
+    the gateway has a variable PARLEY_GATEWAY_<NAME>.
     """
     names = {
         "listen": "PARLEY_GATEWAY_LISTEN",
@@ -87,15 +89,18 @@ def up(data_dir: Path, log_json: bool, **flags: str | None) -> None:
 def read_settings(environ: Mapping[str, str]) -> tuple[UpSettings, GatewaySettings]:
     """Read all settings. Raises SetupError that names every bad key at once."""
     problems: list[str] = []
-    loaded = []
-    for cls in (UpSettings, GatewaySettings):
+
+    def load(cls: type[S]) -> S | None:
         try:
-            loaded.append(load_settings(cls, environ))
+            return load_settings(cls, environ)
         except ConfigError as error:
             problems.append(str(error))
-    if problems:
+            return None
+
+    settings, gateway_settings = load(UpSettings), load(GatewaySettings)
+    if settings is None or gateway_settings is None:
         raise SetupError("\n".join(problems))
-    return loaded[0], loaded[1]
+    return settings, gateway_settings
 
 
 def prefer_throughput() -> None:
