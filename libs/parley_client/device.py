@@ -7,7 +7,7 @@ from typing import Final
 
 from parley.api.v1 import commands_pb2
 from parley_client.device_state import DeviceState, Step
-from parley_client.errors import ClientError, OutboxFullError
+from parley_client.errors import ClientError, CommandCancelledError, OutboxFullError
 from parley_client.notices import Board, CaughtUp, ConnectionChanged, ConnectionState, ConversationChanged
 from parley_client.options import ClientOptions
 from parley_client.outbox_state import Cancel
@@ -129,4 +129,5 @@ class Device:
         result, step = self.state.cancel_command(request_id)
         if result is Cancel.REMOVED:
             self.keep(step)
+            self._tickets.pop(request_id).settle(CommandCancelledError("the app gave the command up"))
         return result

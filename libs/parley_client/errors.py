@@ -56,6 +56,10 @@ class InvalidCommandError(ClientError, ValueError):
     """The command can never be valid; nothing was queued."""
 
 
+class CommandCancelledError(ClientError):
+    """The app gave the command up before the server had it."""
+
+
 class UnknownConversationError(ClientError, LookupError):
     """The device knows no conversation of this id."""
 

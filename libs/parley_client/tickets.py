@@ -38,7 +38,8 @@ class Ticket:
         """Wait for the outcome, however often the connection breaks meanwhile.
 
         Raises RejectedError where the store refused, for good. Raises ClosedError or SignedOffError where this client ended first:
-        the command stays in the outbox and goes on with the next client on the same store. Cancelling the wait changes nothing.
+        the command stays in the outbox and goes on with the next client on the same store. CommandCancelledError follows `cancel`.
+        Cancelling the wait changes nothing.
         """
         if self._outcome is None:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

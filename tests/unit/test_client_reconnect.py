@@ -14,7 +14,7 @@ STAYS_AWAY = {"REPLACED", "PROTOCOL_ERROR"}
 NEEDS_TOKEN = {"UNAUTHENTICATED", "EXPIRED"}
 
 
-@pytest.mark.parametrize("name", [name.removeprefix("GO_AWAY_REASON_") for name in GoAwayReason.keys()[1:]])  # noqa: SIM118
+@pytest.mark.parametrize("name", [name.removeprefix("GO_AWAY_REASON_") for name in GoAwayReason.keys()[1:]])
 def test_every_reason_has_its_rule(name: str):
     """A reason that is added to the proto must be decided here."""
     verdict = after_go_away(GoAway(reason=GoAwayReason.Value(f"GO_AWAY_REASON_{name}"), reconnect=name not in STAYS_AWAY))
