@@ -1,38 +1,54 @@
-"""One process's life: run, be told to stop, drain; told twice, end at once."""
+"""A process's life: run until told to stop, drain, and go at once when told twice."""
 
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
+from types import FrameType
+from typing import Final
 
 import uvloop
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_KILLED = 128  # a shell's convention: 128 + the signal
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_EXIT_BY_SIGNAL: Final = 128  # a shell's convention: the exit code of a process that a signal ended is 128 + its number
 
 
 class Stop(asyncio.Event):
-    """Set when the process is asked to end; whoever waits for it drains."""
+    """Set when the process shall stop: finish what has begun and return."""
 
 
 def run(main: Callable[[Stop], Awaitable[None]]) -> None:
-    """Run `main` on uvloop until it returns. The first SIGINT or SIGTERM sets its Stop, the second ends the process at once."""
+    """Run `main` on a uvloop event loop until it returns; raise what it raises.
 
-    async def guarded() -> None:
-        stop = Stop()
-        loop = asyncio.get_running_loop()
+    The first SIGINT or SIGTERM sets its Stop, the second ends the process at once, with 128 + its number and no cleanup.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(main))
 
-        def on_signal(number: signal.Signals) -> None:
-            if stop.is_set():
-                os._exit(_KILLED + number)  # no cleanup on purpose: draining is what takes too long for somebody
-            stop.set()
 
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, on_signal, number)
-        try:
-            await main(stop)
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
+async def _run(main: Callable[[Stop], Awaitable[None]]) -> None:
+    stop, loop = Stop(), asyncio.get_running_loop()
 
-    uvloop.run(guarded())
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            _exit_at_once(number, None)
+        stop.set()
+        # From now on not through the loop: a drain that blocks it must not hold up the second signal.
+        for each in _STOP_SIGNALS:
+            loop.remove_signal_handler(each)
+            signal.signal(each, _exit_at_once)
+
+    for each in _STOP_SIGNALS:
+        loop.add_signal_handler(each, on_signal, each)
+    try:
+        await main(stop)
+    finally:
+        for each in _STOP_SIGNALS:
+            loop.remove_signal_handler(each)
+
+
+def _exit_at_once(number: int, _frame: FrameType | None) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_EXIT_BY_SIGNAL + number)

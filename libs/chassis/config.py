@@ -1,36 +1,66 @@
-"""Settings from the environment: checked as a whole, before anything starts."""
+"""Settings from the environment, checked as a whole before anything starts."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
-S = TypeVar("S", bound=BaseSettings)
+ROOT_PREFIX: Final = "PARLEY_"
+TSettings = TypeVar("TSettings", bound=BaseSettings)
 
 
 class ConfigError(Exception):
-    """Settings that can't be used; the text has a line for each."""
+    """The environment can't be used; `problems` has a line for every bad key. Values are not shown: they may be secrets."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
-def load_settings(cls: type[S], environ: Mapping[str, str]) -> S:
-    """Read a settings class from an environment. Raises ConfigError that names every bad variable."""
-    prefix = cls.model_config.get("env_prefix", "")
-    values = {}
-    problems = []
-    for name, field in cls.model_fields.items():
-        variable = (prefix + name).upper()
-        if variable in environ:
-            values[name] = environ[variable]
-        elif field.is_required():
-            problems.append(f"{variable}: is required")
+def load_settings(cls: type[TSettings], environ: Mapping[str, str]) -> TSettings:
+    """Make settings from an environment and nothing else. Raises ConfigError that lists every bad key at once.
+
+    The keys are the class's `env_prefix` and a field's name in capitals; lists and mappings are JSON. A key with the class's own
+    prefix that names no field is bad (a typing error would otherwise pass unnoticed), unless the prefix is the one that all share.
+    """
+    prefix = str(cls.model_config.get("env_prefix", "")).upper()
+    known = {prefix + name.upper(): name for name in cls.model_fields}
+    problems = [f"{key}: no such setting" for key in environ if prefix not in ("", ROOT_PREFIX) and _is_strange(key, prefix, known)]
+    values, unreadable = _read(cls, environ)
+    problems += [f"{prefix}{name.upper()}: {error}" for name, error in unreadable.items()]
+    settings = cls.__new__(cls)
     try:
-        settings = cls.model_validate(values)
+        BaseModel.__init__(settings, **values)  # not cls(...), which would fill up from the process's own environment
     except ValidationError as error:
-        for problem in error.errors():
-            variable = prefix + "_".join(map(str, problem["loc"])).upper() if problem["loc"] else prefix.rstrip("_")
-            problems.append(f"{variable}: {problem['msg'].removeprefix('Value error, ')}")
-        raise ConfigError("\n".join(problems)) from error
+        for detail in error.errors(include_url=False, include_input=False):
+            if not detail["loc"]:
+                problems.append(f"{prefix or ROOT_PREFIX}*: {detail['msg']}")
+            elif detail["loc"][0] not in unreadable:
+                path = ".".join(str(part) for part in detail["loc"][1:])
+                problems.append(f"{prefix}{str(detail['loc'][0]).upper()}{path and ' at ' + path}: {detail['msg']}")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(sorted(problems))
     return settings
+
+
+def _is_strange(key: str, prefix: str, known: Mapping[str, str]) -> bool:
+    return key.startswith(prefix) and key not in known
+
+
+def _read(cls: type[BaseSettings], environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the fields' values that the environment gives, and why others can't be read."""
+    source = EnvSettingsSource(cls)
+    source.env_vars = {key.lower(): value for key, value in environ.items()}
+    values: dict[str, Any] = {}
+    unreadable: dict[str, str] = {}
+    for name, field in cls.model_fields.items():
+        raw, _, is_complex = source.get_field_value(field, name)
+        try:
+            value = source.prepare_field_value(name, field, raw, is_complex)
+        except ValueError as error:
+            unreadable[name] = f"not valid JSON ({type(error).__name__})"
+            continue
+        if value is not None:
+            values[name] = value
+    return values, unreadable
