@@ -320,6 +320,7 @@ class Rpc:
         if self.server_done:
             return
         self._leave_server()
+        self.requests.leave_receiver()  # a task of the handler's that still reads gets the end
         self.server_status = status
         self.responses.carry(b"", self._arrive_status)
 

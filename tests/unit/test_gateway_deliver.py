@@ -1,0 +1,161 @@
+"""Who gets what of a delivery, and streams in process, where nothing may stay behind either."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from prometheus_client import CollectorRegistry
+
+from chassis.embedded import open_embedded_engines
+from chassis.inprocess import InProcessChannel, InProcessServer
+from chassis.testing.virtual_loop import VirtualClock, run_virtual
+from parley.api.v1 import messaging_service_pb2 as api
+from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
+from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, Delivery
+from parley_protocol.frames import HEARTBEAT_FIELD
+from parley_protocol.topics import COMMANDS
+from services.gateway.app import Gateway, open_gateway
+from services.gateway.config import GatewaySettings
+from services.gateway.deliver import GatewayRpc
+from services.gateway.directory import Directory
+from services.gateway.keys import mint_token
+from services.gateway.metrics import Metrics
+from services.gateway.session import Session
+from services.gateway.tokens import Claims, KeyRing, TokenVerifier, verifying_key
+
+KEY = Ed25519PrivateKey.generate()
+OWN, SHARED = HEARTBEAT_FIELD, HEARTBEAT_FIELD * 2
+
+
+class Here:
+    """A directory with sessions, and what each got."""
+
+    def __init__(self, *devices: tuple[str, str]) -> None:
+        self.directory = Directory()
+        self.rpc = GatewayRpc(self.directory, Metrics(CollectorRegistry()))
+        self.sessions: dict[tuple[str, str], Session] = {}
+        for user, device in devices:
+            session = Session(Claims(user, "", 0), 0.0, 10, 1000)
+            session.device_id = device
+            self.directory.add(session)
+            self.sessions[user, device] = session
+
+    def deliver(self, *deliveries: Delivery) -> list[tuple[str, int]]:
+        answer = self.rpc.deliver(DeliverRequest(number=7, deliveries=deliveries))
+        assert answer.number == 7
+        return [(unreached.user_id, unreached.seq) for unreached in answer.unreached]
+
+    def got(self) -> dict[tuple[str, str], int]:
+        """Return the bytes that wait for each device."""
+        return {name: session.outbox_bytes for name, session in self.sessions.items() if session.outbox_bytes}
+
+
+def sent(users: list[str], *, own: bytes = OWN, session_id: str = "", wakes: bool = True) -> Delivery:
+    return Delivery(
+        conversation_id="c", seq=5, shared=SHARED, user_ids=users, actor_user_id="alice", actor_device_id="phone" if own else "",
+        own=own, session_id=session_id, wakes=wakes,
+    )  # fmt: skip
+
+
+async def test_own_goes_to_the_actors_device_and_shared_to_all_others():
+    here = Here(("alice", "phone"), ("alice", "laptop"), ("bob", "phone"), ("carol", "phone"))
+    assert here.deliver(sent(["alice", "bob"])) == []
+    assert here.got() == {("alice", "phone"): len(OWN), ("alice", "laptop"): len(SHARED), ("bob", "phone"): len(SHARED)}
+
+
+async def test_outcome_alone_goes_to_the_actors_device_alone():
+    here = Here(("alice", "phone"), ("alice", "laptop"))
+    assert here.deliver(Delivery(actor_user_id="alice", actor_device_id="phone", own=OWN)) == []
+    assert here.got() == {("alice", "phone"): len(OWN)}
+
+
+async def test_without_an_own_part_all_devices_of_the_actor_get_the_shared_one():
+    here = Here(("alice", "phone"), ("alice", "laptop"))
+    here.deliver(sent(["alice"], own=b""))
+    assert here.got() == {("alice", "phone"): len(SHARED), ("alice", "laptop"): len(SHARED)}
+
+
+async def test_waiting_call_takes_the_outcome_and_its_devices_stream_the_event():
+    here = Here(("alice", "phone"))
+    waiting = here.directory.waiting["call"] = asyncio.get_running_loop().create_future()
+    for _ in range(2):  # delivered again after a broken stream
+        here.deliver(sent(["alice"], session_id="call"))
+    assert await waiting == OWN
+    assert here.got() == {("alice", "phone"): 2 * len(SHARED)}
+
+
+async def test_users_without_a_device_are_reported_if_the_event_wakes():
+    here = Here(("alice", "phone"))
+    assert here.deliver(sent(["alice", "bob", "carol"])) == [("bob", 5), ("carol", 5)]
+    assert here.deliver(sent(["alice", "bob"], wakes=False)) == []
+
+
+async def test_actor_is_never_reported():
+    assert Here().deliver(sent(["alice"])) == []
+
+
+async def test_user_whose_only_device_is_being_sent_away_is_reported():
+    here = Here(("bob", "phone"), ("carol", "phone"), ("carol", "laptop"))
+    for name in (("bob", "phone"), ("carol", "phone")):
+        here.sessions[name].say_goodbye(api.GO_AWAY_REASON_SLOW, "")
+    assert here.deliver(sent(["bob", "carol"])) == [("bob", 5)]
+
+
+@asynccontextmanager
+async def open_in_process() -> AsyncIterator[tuple[Gateway, InProcessChannel, VirtualClock, CollectorRegistry]]:
+    clock, key, registry = VirtualClock(), verifying_key(KEY.public_key()), CollectorRegistry()
+    assert key is not None
+    server = InProcessServer()
+    channel = InProcessChannel(server)
+    async with (
+        open_embedded_engines(None, topics={COMMANDS: 1}, durable_topics=(COMMANDS,), tables=("t",), clock=clock) as engines,
+        open_gateway(
+            GatewaySettings(),
+            log=engines.log,
+            store_channel=channel,
+            router_channel=channel,
+            verifier=TokenVerifier(KeyRing({"": key}), clock),
+            clock=clock,
+            metrics=registry,
+            rng=Random(1),
+        ) as gateway,
+    ):
+        gateway.register_public(server)
+        yield gateway, channel, clock, registry
+        await server.stop(None)
+
+
+def test_streams_in_process_end_without_a_trace():
+    """On virtual time: replaced, idle, half-closed, cancelled, drained; no reader or writer is left over."""
+
+    async def main(_rng: Random) -> None:
+        async with open_in_process() as (gateway, channel, clock, registry):
+            metadata = (("authorization", f"Bearer {mint_token(KEY, 'alice', '', 10_000, clock.wall_ms() / 1000)}"),)
+            stub = MessagingServiceStub(channel)
+            before = len(asyncio.all_tasks())
+
+            async def open_stream(device: str):  # type: ignore[no-untyped-def]
+                call = stub.Connect(metadata=metadata)
+                await call.write(api.ConnectRequest(hello=api.Hello(device_id=device)))
+                assert (await call.read()).HasField("welcome")
+                return call
+
+            first = await open_stream("a")
+            second = await open_stream("a")
+            assert (await first.read()).go_away.reason == api.GO_AWAY_REASON_REPLACED
+            cancelled = await open_stream("b")
+            cancelled.cancel()
+            closed = await open_stream("c")
+            await closed.done_writing()
+            assert (await second.read()).go_away.reason == api.GO_AWAY_REASON_IDLE
+            drained = await open_stream("d")
+            await gateway.drain()
+            assert (await drained.read()).go_away.reason == api.GO_AWAY_REASON_DRAINING
+            await asyncio.sleep(1)
+            assert len(asyncio.all_tasks()) == before
+            assert registry.get_sample_value("parley_gateway_streams") == 0
+            assert registry.get_sample_value("parley_gateway_sessions") == 0
+
+    run_virtual(main)
