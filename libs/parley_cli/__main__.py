@@ -1,8 +1,12 @@
 """The `parley` command group. Commands are imported when they are used: `parley token` need not load a terminal library."""
 
 import importlib
+import os
 
 import click
+
+# gRPC's C core reads this once, when it is loaded: what it would print on stderr comes as an error, too, in words of ours.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 COMMANDS = {  # name: (module of this package, its click command), in the order of --help
     "up": ("up", "up"),
@@ -18,10 +22,10 @@ COMMANDS = {  # name: (module of this package, its click command), in the order 
 class LazyGroup(click.Group):
     """A group whose commands are imported on first use."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:  # click's signature
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # likewise
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # likewise
         if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name]

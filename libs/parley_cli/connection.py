@@ -62,7 +62,7 @@ def data_option(command: _Command) -> _Command:
     return click.option(
         "--data",
         "data_dir",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=click.Path(path_type=Path),
         default=lambda: default_data_dir(os.environ),
         show_default="$PARLEY_DATA_DIR, else parley in the user's data folder",
         metavar="DIR",

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 import shlex
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -11,7 +12,7 @@ from typing import Literal, TypeVar
 
 import click
 from prometheus_client import CollectorRegistry
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from chassis.app import Stop, run
@@ -37,9 +38,16 @@ class UpSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PARLEY_", frozen=True)
 
-    metrics_listen: str = Field("", pattern=r"^$|^.+:\d{1,5}$", description="Where Prometheus finds /metrics; empty: nowhere.")
+    metrics_listen: str = Field("", description="Where Prometheus finds /metrics; empty: nowhere.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="What is logged, to stderr.")
     log_json: bool = Field(False, description="Log JSON lines, for machines.")
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        if address and not re.fullmatch(r"\S+:\d{1,5}", address):
+            raise ValueError(f"{address!r} is no host:port")
+        return address
 
 
 @click.command(
@@ -83,7 +91,7 @@ def up(data_dir: Path, log_json: bool, **flags: str | None) -> None:
     try:
         run(lambda stop: serve(stop, settings, EmbeddedSettings(gateway=gateway_settings), data_dir))
     except (BindError, DataFolderError, KeyFileError, KeysFileError, StorageError, TlsError) as error:
-        raise SetupError(str(error)) from error
+        raise SetupError(f"{error}.") from error
 
 
 def read_settings(environ: Mapping[str, str]) -> tuple[UpSettings, GatewaySettings]:

@@ -17,7 +17,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_it_says_ready_with_its_address_and_how_to_chat(data: Path) -> None:
+def test_it_names_its_address_and_how_to_chat(data: Path) -> None:
     begin = time.monotonic()
     with Server(data) as server:
         ready_seconds = time.monotonic() - begin
@@ -66,7 +66,7 @@ def test_a_second_server_on_the_same_data_is_refused(data: Path) -> None:
         code, out, err = run("up", "--listen", "127.0.0.1:0", "--data", str(data), home=data.parent)
         assert code == 2
         assert out == ""
-        assert re.fullmatch(rf"Error: data folder .* is in use by another parley server \(process {server.pid}\)\..*\n", err)
+        assert re.fullmatch(rf"Error: the data folder .* is in use by process {server.pid}\.\n", err)
 
 
 def test_an_address_in_use_is_one_clear_line(data: Path) -> None:
@@ -93,11 +93,11 @@ def test_a_data_folder_that_can_not_be_used_is_one_clear_line(tmp_path: Path) ->
     (tmp_path / "file").write_text("not a folder")
     code, out, err = run("up", "--listen", "127.0.0.1:0", "--data", str(tmp_path / "file"), home=tmp_path)
     assert (code, out) == (2, "")
-    assert re.fullmatch(r"Error: can't use data folder .*file: .*\n", err)
+    assert re.fullmatch(r"Error: the data folder .*file can't be used: .*\n", err)
 
 
 def test_all_bad_settings_are_named_at_once(data: Path) -> None:
-    environment = {"PARLEY_LOG_LEVEL": "loud", "PARLEY_LOG_JSON": "perhaps", "PARLEY_METRICS": "nowhere"}
+    environment = {"PARLEY_LOG_LEVEL": "loud", "PARLEY_LOG_JSON": "perhaps", "PARLEY_METRICS_LISTEN": "nowhere"}
     code, out, err = run("up", "--listen", "127.0.0.1:0", "--data", str(data), home=data.parent, env=environment)
     assert (code, out) == (2, "")
     for key in environment:
