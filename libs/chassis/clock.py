@@ -21,4 +21,4 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     def monotonic(self) -> float:
-        return time.monotonic()  # what loops count by; theirs may be cached for a whole turn, and asking them costs three times as much
+        return time.monotonic()  # what loops count by; asking them costs three times as much
