@@ -8,6 +8,7 @@ from services.gateway.metrics import Metrics
 from services.gateway.records import ack_record
 
 _MERGE_SECONDS: Final = 0.04  # ticks may be that late; at 10 acks a second and device it saves little, in bursts nearly all
+_AGAIN_SECONDS: Final = 0.5  # a partition that is closed or crowded mostly stays so for longer than a merge takes
 _MAX_ENTRIES: Final = 100_000  # ~40 MB; beyond it watermarks are dropped, devices ack again at Sync
 
 
@@ -17,6 +18,7 @@ class AckMerger:
     def __init__(self, writer: LogWriter, metrics: Metrics) -> None:
         self._writer = writer
         self._metrics = metrics
+        self._counts = metrics.counts
         self._held: dict[tuple[str, str], tuple[int, int, bytes]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -31,7 +33,7 @@ class AckMerger:
         else:
             self._metrics.acks_dropped.inc()
             return
-        self._metrics.acks_merged.inc()
+        self._counts.acks_taken += 1
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_MERGE_SECONDS, self.flush)
 
@@ -43,17 +45,20 @@ class AckMerger:
         self._held.clear()
 
     def flush(self) -> None:
-        """Write all now. A crowded or closed partition drops them: receipts are shed before messages."""
+        """Write all now. What a crowded or closed partition does not take is held, and merged, until it does: messages go first."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         held, self._held = self._held, {}
         written = 0
-        for (_, conversation_id), (delivered_seq, read_seq, origin) in held.items():
+        for place, (delivered_seq, read_seq, origin) in held.items():
+            conversation_id = place[1]
             key = conversation_id.encode()
             lane = self._writer.lane_of(key)
             if lane.crowded or lane.offer(key, ack_record(origin, conversation_id, delivered_seq, read_seq)):
-                self._metrics.acks_dropped.inc()
+                self._held[place] = (delivered_seq, read_seq, origin)  # a device that stays connected would not say it again
             else:
                 written += 1
         self._metrics.ack_records.inc(written)
+        if self._held:
+            self._timer = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self.flush)

@@ -68,6 +68,7 @@ class DeviceStreams:
         self._monotonic = clock.monotonic
         self._clock = clock
         self._metrics = metrics
+        self._counts = metrics.counts
         self._rng = rng
         heartbeat = Duration()
         heartbeat.FromNanoseconds(int(settings.heartbeat_seconds * 1e9))
@@ -144,7 +145,7 @@ class DeviceStreams:
             session.close(error)
 
     async def _write(self, context: Context, session: Session) -> None:
-        write, monotonic, count = context.write, self._monotonic, self._metrics.frames_out.inc
+        write, monotonic, counts = context.write, self._monotonic, self._counts
         try:
             while not session.closed:
                 frame = session.take_frame()
@@ -152,7 +153,7 @@ class DeviceStreams:
                     session.writing_since = monotonic()
                     await write(frame)
                     session.writing_since = math.inf
-                    count()
+                    counts.frames_out += 1
                 elif not session.closed:
                     await session.wait()
         except grpc.aio.BaseError:
@@ -161,7 +162,7 @@ class DeviceStreams:
             session.close(error)
 
     def _take(self, session: Session, raw: bytes, now: float) -> Pressure:
-        self._metrics.frames_in.inc()
+        self._counts.frames_in += 1
         pressure = NO_PRESSURE
         try:
             request = RawConnectRequest.FromString(raw)

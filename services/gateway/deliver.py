@@ -46,7 +46,7 @@ class GatewayRpc(GatewayServiceServicer):
         unreached: list[Unreached] = []
         for delivery in deliveries:
             self._deliver_one(delivery, unreached.append)
-        self._metrics.deliveries.inc(len(deliveries))
+        self._metrics.counts.deliveries += len(deliveries)
         if unreached:
             self._metrics.unreached.inc(len(unreached))
         return DeliverResponse(number=request.number, unreached=unreached)

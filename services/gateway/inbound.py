@@ -4,6 +4,7 @@ No I/O and no waiting: records go to the log writer's queues, answers to the ses
 stream should pause before it reads on, so that a device that asks for too much slows itself and nobody else.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import grpc
@@ -12,7 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 from chassis.errors import InvalidArgument, ResourceExhausted, ServiceError, build_status, status_of
 from chassis.rate import TokenBucket
 from parley.api.v1.commands_pb2 import Outcome, Retry
-from parley.api.v1.messaging_service_pb2 import GoAwayReason
+from parley.api.v1.events_pb2 import Ack
+from parley.api.v1.messaging_service_pb2 import GoAwayReason, Skip
 from parley.gateway.v1.frames_pb2 import RawDeviceBatch
 from parley.log.v1.records_pb2 import RawCommand
 from parley_protocol.frames import HEARTBEAT_FIELD, OUTCOME_TAG, field
@@ -55,55 +57,51 @@ class Inbound:
 
     def take(self, session: Session, batch: RawDeviceBatch, now: float) -> Pressure:
         """Do what a batch asks. Raises InvalidArgument, then nothing of it was done."""
-        commands = batch.commands
-        self._check_frame(batch, len(commands))
+        commands, acks, skips = batch.commands, batch.acks, batch.skips  # reading an empty repeated field costs ~1 us a time
+        if commands:
+            self._check_commands(commands, batch.first_command_number)
+        if acks or skips:
+            _check_items(acks, skips)
         chatter = session.chatter
         if chatter is None:
             chatter = session.chatter = TokenBucket(_ITEMS_PER_SECOND, 2 * _MAX_ITEMS + 1)
-        pause = chatter.take(now, 1 + len(batch.acks) + len(batch.skips))
-        for skip in batch.skips:
+        pause = chatter.take(now, 1 + len(acks) + len(skips))
+        for skip in skips:
             session.skip(skip.conversation_id, skip.number)
         if pause:
-            self._metrics.acks_dropped.inc(len(batch.acks))
-        else:
+            self._metrics.acks_dropped.inc(len(acks))
+        elif acks:
             add, user_id, origin = self._acks.add, session.user_id, session.origin
-            for ack in batch.acks:
+            for ack in acks:
                 add(user_id, origin, ack.conversation_id, ack.delivered_seq, ack.read_seq)
-            if batch.HasField("heartbeat"):
-                session.put(HEARTBEAT_FIELD)
         if not commands:
+            if batch.HasField("heartbeat") and not pause:
+                session.put(HEARTBEAT_FIELD)
             return Pressure(min(pause, _MAX_PAUSE_SECONDS)) if pause else NO_PRESSURE
-        wait, lane = self._take_commands(session, batch, now)
+        wait, lane = self._take_commands(session, commands, batch.first_command_number, now)
         pause = min(max(pause, wait), _MAX_PAUSE_SECONDS)
         return Pressure(pause, lane) if pause or lane is not None else NO_PRESSURE
 
-    def _check_frame(self, batch: RawDeviceBatch, count: int) -> None:
-        if count:
-            if count > self._commands_per_frame:
-                raise InvalidArgument("TOO_MANY_COMMANDS", f"a frame takes {self._commands_per_frame} commands, not {count}")
-            if batch.first_command_number < 1:
-                raise InvalidArgument("FIELD_INVALID", "first_command_number must be 1 or more")
-            for command in batch.commands:
-                check_request_id(command.request_id)
-        if len(batch.acks) > _MAX_ITEMS or len(batch.skips) > _MAX_ITEMS:
-            raise InvalidArgument("FIELD_INVALID", f"a frame takes {_MAX_ITEMS} acks and {_MAX_ITEMS} skips")
-        for ack in batch.acks:
-            if not is_conversation_id(ack.conversation_id):
-                raise InvalidArgument("FIELD_INVALID", "acks.conversation_id must be d_ or g_ and 26 characters")
-            if ack.delivered_seq < 0 or ack.read_seq < 0:
-                raise InvalidArgument("FIELD_INVALID", "acks.delivered_seq and acks.read_seq must not be negative")
+    def _check_commands(self, commands: Sequence[RawCommand], first_number: int) -> None:
+        if len(commands) > self._commands_per_frame:
+            raise InvalidArgument("TOO_MANY_COMMANDS", f"a frame takes {self._commands_per_frame} commands, not {len(commands)}")
+        if first_number < 1:
+            raise InvalidArgument("FIELD_INVALID", "first_command_number must be 1 or more")
+        for command in commands:
+            check_request_id(command.request_id)
 
-    def _take_commands(self, session: Session, batch: RawDeviceBatch, now: float) -> tuple[float, Lane | None]:
+    def _take_commands(
+        self, session: Session, commands: Sequence[RawCommand], first_number: int, now: float
+    ) -> tuple[float, Lane | None]:
         bucket = session.bucket
         if bucket is None:
             bucket = session.bucket = self._rates.bucket_of(session.user_id, session.device_id)
-        commands = batch.commands
         pause = bucket.take(now, len(commands))
         granted = pause == 0.0
         origin = session.origin
         crowded: Lane | None = None
         taken = 0
-        for number, command in enumerate(commands, batch.first_command_number):
+        for number, command in enumerate(commands, first_number):
             try:
                 check_command(command, _RULES)
             except ServiceError as error:
@@ -132,7 +130,7 @@ class Inbound:
             taken += 1
             if lane.crowded:
                 crowded = lane
-        self._metrics.commands_taken.inc(taken)
+        self._metrics.counts.commands_taken += taken
         return pause, crowded
 
     def _resolve(self, session: Session, command: RawCommand) -> str:
@@ -160,6 +158,16 @@ _RETRY_DETAILS: Final = {
     "RATE_LIMITED": "the device sends too much",
     "OVERLOADED": "nothing was promised: resend from this number after the delay",
 }
+
+
+def _check_items(acks: Sequence[Ack], skips: Sequence[Skip]) -> None:
+    if len(acks) > _MAX_ITEMS or len(skips) > _MAX_ITEMS:
+        raise InvalidArgument("FIELD_INVALID", f"a frame takes {_MAX_ITEMS} acks and {_MAX_ITEMS} skips")
+    for ack in acks:
+        if not is_conversation_id(ack.conversation_id):
+            raise InvalidArgument("FIELD_INVALID", "acks.conversation_id must be d_ or g_ and 26 characters")
+        if ack.delivered_seq < 0 or ack.read_seq < 0:
+            raise InvalidArgument("FIELD_INVALID", "acks.delivered_seq and acks.read_seq must not be negative")
 
 
 def refused(reason: str, delay_seconds: float) -> ResourceExhausted:

@@ -1,18 +1,46 @@
 """What a gateway counts. Labels have few values; children are bound once, because a lookup costs as much as a small frame."""
 
+from collections.abc import Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from parley.api.v1.messaging_service_pb2 import GoAwayReason
 
 _APPEND_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)  # one fsync to a failing engine
 
 
+_COUNTS: Final = {
+    "frames_in": "Frames from devices.",
+    "frames_out": "Frames to devices.",
+    "commands_taken": "Commands that went to the log.",
+    "acks_taken": "Watermarks from devices that went to the log, before they were merged.",
+    "deliveries": "Deliveries from routers.",
+}
+
+
+class Counts(Collector):
+    """What is counted for every frame or message: plain numbers, read at a scrape. A Counter costs ~0.5 us a time."""
+
+    __slots__ = tuple(_COUNTS)
+
+    def __init__(self) -> None:
+        self.frames_in = self.frames_out = self.commands_taken = self.acks_taken = self.deliveries = 0
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the present numbers."""
+        for name, text in _COUNTS.items():
+            yield CounterMetricFamily(f"parley_gateway_{name}", text, value=getattr(self, name))
+
+
 class Metrics:
     """The gateway's metrics, in the given registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.counts = Counts()
+        registry.register(self.counts)
         self.sessions = Gauge("parley_gateway_sessions", "Device streams that said Hello.", registry=registry)
         self.streams = Gauge("parley_gateway_streams", "Device streams, those before Hello included.", registry=registry)
         self.abandoned_calls = Gauge(
@@ -23,17 +51,14 @@ class Metrics:
         self.outbox_bytes = Gauge(
             "parley_gateway_outbox_bytes", "Bytes that wait for devices, at the last sweep.", registry=registry
         )
-        self.frames_in = Counter("parley_gateway_frames_in", "Frames from devices.", registry=registry)
-        self.frames_out = Counter("parley_gateway_frames_out", "Frames to devices.", registry=registry)
-        commands = Counter("parley_gateway_commands", "Commands by what became of them here.", ["result"], registry=registry)
-        self.commands_taken = commands.labels("taken")
+        commands = Counter(
+            "parley_gateway_commands_refused", "Commands that did not go to the log, by why.", ["reason"], registry=registry
+        )
         self.commands_rejected = commands.labels("rejected")
         self.commands_held = commands.labels("held")
         self.commands_rate_limited = commands.labels("rate_limited")
         self.commands_overloaded = commands.labels("overloaded")
-        acks = Counter("parley_gateway_acks", "Watermarks from devices by what became of them here.", ["result"], registry=registry)
-        self.acks_merged = acks.labels("taken")
-        self.acks_dropped = acks.labels("dropped")
+        self.acks_dropped = Counter("parley_gateway_acks_dropped", "Watermarks shed: devices ack again.", registry=registry)
         self.ack_records = Counter("parley_gateway_ack_records", "Records that merged watermarks became.", registry=registry)
         self.bad_frames = Counter("parley_gateway_bad_frames", "Frames that were refused as a whole.", registry=registry)
         goaways = Counter("parley_gateway_goaways", "Goodbyes by reason.", ["reason"], registry=registry)
@@ -50,7 +75,6 @@ class Metrics:
         self.closed_partitions = Gauge(
             "parley_gateway_closed_partitions", "Partitions that take no commands now.", registry=registry
         )
-        self.deliveries = Counter("parley_gateway_deliveries", "Deliveries from routers.", registry=registry)
         self.unreached = Counter("parley_gateway_unreached", "Users reported as not reached.", registry=registry)
         self.waiting_submits = Gauge(
             "parley_gateway_waiting_submits", "Submit calls that wait for their outcome.", registry=registry

@@ -103,7 +103,7 @@ class Calls:
             if wait := self._writer.lane_of(key).offer(key, command_record(origin, key, command.SerializeToString())):
                 self._metrics.commands_overloaded.inc()
                 raise refused("OVERLOADED", wait)
-            self._metrics.commands_taken.inc()
+            self._metrics.counts.commands_taken += 1
             async with asyncio.timeout(self._deadline(context, self._settings.submit_seconds)):
                 fields = await outcome
         except TimeoutError as error:

@@ -39,6 +39,15 @@ def virtual(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return run
 
 
+async def until(reached: Callable[[], bool]) -> None:
+    """Let virtual time pass until something is so."""
+    for _ in range(6000):
+        if reached():
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("not within 10 virtual minutes")
+
+
 def message(seq: int, actor: str = PEER, conversation: str = DIRECT, device: str = "d9", request_id: bytes = b"") -> events.Event:
     """Return a message event."""
     return events.Event(
@@ -73,14 +82,14 @@ class Stream:
         self.hello = hello
         self.bearer = bearer
         self.ended = asyncio.Event()
-        self.frames: list[bytes] = []
+        self.frames: list[api.ConnectRequest] = []
 
     async def receive(self) -> api.DeviceBatch | None:
         """Return the device's next frame; None at the end."""
         raw = await self._context.read()
         if raw is grpc.aio.EOF:
             return None
-        self.frames.append(raw.SerializeToString())
+        self.frames.append(raw)
         return raw.batch
 
     async def commands(self, count: int) -> tuple[list[int], list[commands.Command]]:
