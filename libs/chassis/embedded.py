@@ -13,7 +13,7 @@ from chassis.clock import Clock
 from chassis.eventlog_sqlite import COMMIT_INTERVAL_SECONDS, SqliteLog, open_sqlite_log
 from chassis.executor import InlineExecutor, ThreadExecutor
 from chassis.registry_memory import MemoryRegistry
-from chassis.sqlite import SqliteDatabase, memory_connection, open_memory_database, open_sqlite_database
+from chassis.sqlite import SqliteDatabase, Synchronous, memory_connection, open_memory_database, open_sqlite_database
 from chassis.timeline_sqlite import SqliteTimeline, open_sqlite_timeline
 
 COMMANDS_FILE: Final = "commands.db"  # what must survive power loss
@@ -84,7 +84,7 @@ async def open_embedded_engines(
 ) -> AsyncIterator[EmbeddedEngines]:
     """Open the engines on a folder, created if it is not there, or in memory (None: gone when closed).
 
-    In a folder all work is done on three threads; in memory all is done in place, so that it runs on any loop, also on virtual
+    In a folder all work is done on four threads; in memory all is done in place, so that it runs on any loop, also on virtual
     time. Raises DataFolderError, StorageError, LogUnavailableError, TimelineUnavailableError.
     """
     async with AsyncExitStack() as stack:
@@ -112,17 +112,22 @@ async def open_embedded_engines(
 
 async def _open_folder(stack: AsyncExitStack, folder: Path) -> tuple[SqliteDatabase, SqliteDatabase]:
     stack.enter_context(hold_folder(folder))
-    # One reader for both files: the commands are read from the disk only after a restart or by one who lags.
-    commands_writer, tables_writer, reader = (ThreadExecutor(name) for name in ("commands", "tables", "reader"))
-    for executor in (commands_writer, tables_writer, reader):
+
+    def thread(name: str) -> ThreadExecutor:
+        executor = ThreadExecutor(name)
         stack.push_async_callback(executor.close)
-    commands = await stack.enter_async_context(
-        open_sqlite_database(folder / COMMANDS_FILE, synchronous="FULL", writer=commands_writer, reader=reader)
-    )
-    tables = await stack.enter_async_context(
-        open_sqlite_database(folder / TABLES_FILE, synchronous="NORMAL", writer=tables_writer, reader=reader)
-    )
-    return commands, tables
+        return executor
+
+    # One reader for both files: the commands are read from the disk only after a restart or by one who lags.
+    reader, checkpointer = thread("reader"), thread("checkpointer")
+
+    async def database(name: str, synchronous: Synchronous) -> SqliteDatabase:
+        opening = open_sqlite_database(
+            folder / name, synchronous=synchronous, writer=thread(name), reader=reader, checkpointer=checkpointer
+        )
+        return await stack.enter_async_context(opening)
+
+    return await database(COMMANDS_FILE, "FULL"), await database(TABLES_FILE, "NORMAL")
 
 
 async def _open_memory(stack: AsyncExitStack, disk: MemoryDisk) -> tuple[SqliteDatabase, SqliteDatabase]:

@@ -9,11 +9,15 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+
+import structlog
 
 from chassis.executor import Executor
+from chassis.tasks import open_tasks
 
 T = TypeVar("T")
 
@@ -31,9 +35,15 @@ _QUEUE_JOBS: Final = 16_384
 # Prepared statements kept: a handful per table, times seven sizes of a multi-row statement.
 _CACHED_STATEMENTS: Final = 512
 
-# How far the write-ahead log grows before a commit copies it into the file. Longer merges more rewrites of one page, and delays
-# that one commit more.
-_CHECKPOINT_PAGES: Final = 1_000
+# The writer's page cache. SQLite's own 2 MB make it read back, at each commit, what it wrote a second before: a third of the CPU.
+_WRITER_CACHE_KIB: Final = 32 << 10
+
+# How often the write-ahead log is copied into the file, beside the writer: long enough that rewrites of a page merge, short enough
+# that the log stays far below the bound that follows at any speed. Left to SQLite, a commit does it, and all wait for that.
+_CHECKPOINT_INTERVAL_SECONDS: Final = 0.25
+
+# Pages in the log (64 MB) from which commits do it after all: the bound, if copying beside the writer can't keep up.
+_CHECKPOINT_PAGES: Final = 16_000
 
 # What a log that had to grow, because a long read held it, is cut back to.
 _JOURNAL_LIMIT_BYTES: Final = 64 << 20
@@ -57,6 +67,9 @@ _FILE_TROUBLE: Final = {
     sqlite3.SQLITE_INTERRUPT: "interrupted",
     sqlite3.SQLITE_PROTOCOL: "locking failed",
 }
+
+
+_log = structlog.get_logger()
 
 
 class StorageError(Exception):
@@ -88,22 +101,26 @@ class _Job(Generic[T]):
             self.future.set_exception(self.error)
 
 
+class _Lane(NamedTuple):
+    """A connection and the executor on which alone it is used."""
+
+    executor: Executor
+    connection: sqlite3.Connection
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        return await self.executor.run(function, self.connection)
+
+
 class SqliteDatabase:
     """One database file, opened by `open_sqlite_database` or, in memory, by `open_memory_database`."""
 
-    def __init__(
-        self,
-        name: str,
-        writer_connection: sqlite3.Connection,
-        reader_connection: sqlite3.Connection,
-        writer: Executor,
-        reader: Executor,
-    ) -> None:
+    def __init__(self, name: str, *, writer: _Lane, reader: _Lane, checkpointer: _Lane) -> None:
         self.name = name
-        self._writer_connection = writer_connection
-        self._reader_connection = reader_connection
         self._writer = writer
         self._reader = reader
+        self._checkpointer = checkpointer
+        self._checkpointing = asyncio.Lock()  # the second of two at once would be turned away
+        self._committed = asyncio.Event()
         self._queue: deque[_Job[Any]] = deque()
         self._running: list[_Job[Any]] = []
         self._wake = asyncio.Event()
@@ -132,21 +149,30 @@ class SqliteDatabase:
         Each statement sees one moment; two statements may see two. Raises StorageError.
         """
         try:
-            return await self._reader.run(function, self._reader_connection)
+            return await self._reader.run(function)
         except sqlite3.Error as error:
             raise _storage_error(self.name, error) from error
 
     async def make_durable(self) -> bool:
         """Force all that is committed to the disk, with `NORMAL` too; False if a reader's hold put it off."""
-
-        def checkpoint(connection: sqlite3.Connection) -> bool:
-            _busy, pages, checkpointed = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            return bool(pages == checkpointed)
-
         try:
-            return await self._writer.run(checkpoint, self._writer_connection)
+            async with self._checkpointing:
+                return await self._checkpointer.run(_checkpoint)
         except sqlite3.Error as error:
             raise _storage_error(self.name, error) from error
+
+    async def _run_checkpoints(self) -> None:
+        """Copy the log into the file from time to time: most of it beside the writer, then the rest, so that it can start anew."""
+        while True:
+            await self._committed.wait()
+            await asyncio.sleep(_CHECKPOINT_INTERVAL_SECONDS)
+            self._committed.clear()
+            try:
+                async with self._checkpointing:
+                    await self._checkpointer.run(_checkpoint)
+                    await self._writer.run(_checkpoint)
+            except sqlite3.Error as error:  # the disk's trouble: writes report it; the log grows meanwhile
+                _log.warning("checkpoint put off", error=str(_storage_error(self.name, error)))
 
     async def _run_writer(self) -> None:
         """Commit what is queued until closed and empty."""
@@ -155,7 +181,8 @@ class SqliteDatabase:
             self._wake.clear()
             while self._queue:
                 self._running = [self._queue.popleft() for _ in range(min(len(self._queue), _TRANSACTION_JOBS))]
-                await self._writer.run(_commit, self.name, self._writer_connection, self._running)
+                await self._writer.run(partial(_commit, self.name, self._running))
+                self._committed.set()
                 for job in self._running:
                     job.finish()
                 self._running = []
@@ -174,7 +201,7 @@ class SqliteDatabase:
         await writer_task
 
 
-def _commit(name: str, connection: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> None:
+def _commit(name: str, jobs: Sequence[_Job[Any]], connection: sqlite3.Connection) -> None:
     """Run the jobs in one transaction; one that fails for its own reasons is left out, and the rest run again."""
     pending = list(jobs)
     while pending:
@@ -210,6 +237,12 @@ def _roll_back(connection: sqlite3.Connection) -> None:
             connection.execute("ROLLBACK")
     except sqlite3.Error:
         return  # the same trouble again: the next transaction begins with another try, and tells its callers if that fails
+
+
+def _checkpoint(connection: sqlite3.Connection) -> bool:
+    """Copy what the log holds into the file, without making anybody wait; return whether all of it was."""
+    busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return bool(not busy and pages == copied)
 
 
 def _trouble(error: sqlite3.Error) -> str:
@@ -252,46 +285,54 @@ def padded(items: Sequence[T]) -> Sequence[T]:
 
 @asynccontextmanager
 async def open_sqlite_database(
-    path: Path, *, synchronous: Synchronous, writer: Executor, reader: Executor
+    path: Path, *, synchronous: Synchronous, writer: Executor, reader: Executor, checkpointer: Executor
 ) -> AsyncIterator[SqliteDatabase]:
     """Open or create the file; on leaving, finish the writes that are queued and close it.
 
     `FULL`: a write that returned survives power loss. `NORMAL`: it survives the process; after power loss the file is as it was
-    at some earlier commit. The executors are the caller's, who closes them afterwards. Raises StorageError.
+    at some earlier commit. The executors are the caller's, who closes them afterwards; several files may share the last two.
+    Raises StorageError.
     """
 
-    def connect() -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    def connect_writer() -> sqlite3.Connection:
         connection = _connect(path)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
+            connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_LIMIT_BYTES}")
             connection.execute("BEGIN IMMEDIATE")  # a folder that can't be written is found out now, not at the first message
             connection.execute("ROLLBACK")
-            reading = _connect(path)
         except BaseException:
             connection.close()
             raise
-        reading.execute("PRAGMA query_only = ON")
-        return connection, reading
+        return connection
 
-    try:
-        connection, reading = await writer.run(connect)
-    except sqlite3.Error as error:
-        raise _storage_error(str(path), error) from error
-    try:
-        async with _running(SqliteDatabase(path.name, connection, reading, writer, reader)) as database:
+    async with AsyncExitStack() as stack:
+
+        async def lane(executor: Executor, connect: Callable[[], sqlite3.Connection]) -> _Lane:
+            connection = await executor.run(connect)
+            stack.push_async_callback(executor.run, connection.close)
+            return _Lane(executor, connection)
+
+        try:
+            writing = await lane(writer, connect_writer)
+            reading = await lane(reader, partial(_connect, path))
+            checkpointing = await lane(checkpointer, partial(_connect, path))
+        except sqlite3.Error as error:
+            raise _storage_error(str(path), error) from error
+        database = SqliteDatabase(path.name, writer=writing, reader=reading, checkpointer=checkpointing)
+        async with _running(database), open_tasks(f"sqlite {path.name}") as tasks:
+            tasks.spawn(database._run_checkpoints(), name="checkpoints")
             yield database
-    finally:
-        await reader.run(reading.close)
-        await writer.run(connection.close)
 
 
 @asynccontextmanager
 async def open_memory_database(name: str, connection: sqlite3.Connection, executor: Executor) -> AsyncIterator[SqliteDatabase]:
     """Use a `:memory:` connection for writes and reads alike; it is the caller's and stays open. For inline executors."""
-    async with _running(SqliteDatabase(name, connection, connection, executor, executor)) as database:
+    lane = _Lane(executor, connection)
+    async with _running(SqliteDatabase(name, writer=lane, reader=lane, checkpointer=lane)) as database:
         yield database
 
 

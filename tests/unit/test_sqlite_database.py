@@ -30,14 +30,16 @@ from chassis.sqlite import (
 
 @asynccontextmanager
 async def opened(path: Path, synchronous: Synchronous = "NORMAL") -> AsyncIterator[SqliteDatabase]:
-    writer, reader = ThreadExecutor("writer"), ThreadExecutor("reader")
+    writer, reader, checkpointer = (ThreadExecutor(name) for name in ("writer", "reader", "checkpointer"))
     try:
-        async with open_sqlite_database(path, synchronous=synchronous, writer=writer, reader=reader) as database:
+        async with open_sqlite_database(
+            path, synchronous=synchronous, writer=writer, reader=reader, checkpointer=checkpointer
+        ) as database:
             await database.write(create)
             yield database
     finally:
-        await writer.close()
-        await reader.close()
+        for executor in (writer, reader, checkpointer):
+            await executor.close()
 
 
 @pytest.fixture
@@ -169,7 +171,36 @@ async def test_durability_is_as_asked(tmp_path: Path, synchronous: Synchronous, 
         assert await database.make_durable()
 
 
-async def test_the_write_ahead_log_stays_bounded(tmp_path: Path) -> None:
+async def test_the_write_ahead_log_is_copied_beside_the_writer_and_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, twice = asyncio.get_running_loop(), asyncio.Event()
+    calls: list[bool] = []
+    checkpoint = sqlite._checkpoint
+
+    def noting(connection: sqlite3.Connection) -> bool:
+        calls.append(checkpoint(connection))
+        if len(calls) == 2:  # beside the writer, then on it
+            loop.call_soon_threadsafe(twice.set)
+        return calls[-1]
+
+    monkeypatch.setattr(sqlite, "_checkpoint", noting)
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_INTERVAL_SECONDS", 0.01)
+    async with opened(tmp_path / "test.db") as database:
+        for key in range(3):
+            await database.write(insert(key, bytes(100_000)))
+        async with asyncio.timeout(20):
+            await twice.wait()
+        wal_bytes = (tmp_path / "test.db-wal").stat().st_size
+        assert (tmp_path / "test.db").stat().st_size > 100_000
+        await database.write(insert(3))
+        assert (tmp_path / "test.db-wal").stat().st_size == wal_bytes
+    assert all(calls)
+
+
+async def test_the_write_ahead_log_is_bounded_without_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_INTERVAL_SECONDS", 3_600.0)
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_PAGES", 1_000)
     async with opened(tmp_path / "test.db") as database:
         for start in range(0, 400, 10):
             await asyncio.gather(*(database.write(insert(start + n, bytes(40_000))) for n in range(10)))
