@@ -129,9 +129,10 @@ def _accept(
     stamp = state.advance(position, log_ms, seq=True, message=is_message)
     changes = change.apply()
     seq, count = state.head_seq, state.message_count
-    member = state.members[user]
+    member, saw = state.members[user], False
     if member.active:
-        if seen_seq > member.read_seq:
+        saw = seen_seq > member.read_seq
+        if saw:
             member.read_to(seen_seq, seen_count)
             member.delivered_seq = max(member.delivered_seq, seen_seq)
         if is_message:
@@ -151,6 +152,8 @@ def _accept(
         OUTCOME_TAG, encoding.accepted(command.request_id, state.conversation_id, seq, count, time, duplicate=False)
     )
     _address(state, effect)
+    if saw:
+        _tell_watermarks(state, user, member, log_ms, effect)
     return effect
 
 
@@ -198,9 +201,7 @@ def _answer_from_first_event(state: ConversationState, record: CommandRecord, kn
     if not is_creation_of(first, record, rules):
         raise _reused()
     time_ms = Event.FromString(first).time.ToMilliseconds()
-    outcome = encoding.accepted(
-        record.command.request_id, state.conversation_id, 1, 0, encoding.timestamp(time_ms), duplicate=True
-    )
+    outcome = encoding.accepted(record.command.request_id, state.conversation_id, 1, 0, encoding.timestamp(time_ms), duplicate=True)
     return Effect(own=encoded_field(OUTCOME_TAG, outcome))
 
 
@@ -228,6 +229,8 @@ def _again(state: ConversationState, record: CommandRecord, fate: Fate, known: K
         for first, last in member.stays
         if fate.seq in (first, last) and state.kind == GROUP
     ]
+    if record.command.seen_seq and all(state.members[user].active for user in recipients):  # who left must not learn of later ones
+        _tell_watermarks(state, record.user_id, state.members[record.user_id], fate.log_ms, effect)
     return effect
 
 
@@ -266,27 +269,26 @@ def _decide_ack(state: ConversationState, record: CommandRecord, position: Posit
 def _receipt(state: ConversationState, user: str, member: Member, log_ms: int) -> Effect:
     """Tell the others of the watermarks where the group is small, and the reader's own devices always."""
     effect = Effect()
+    _tell_watermarks(state, user, member, log_ms, effect)
+    if effect.shared:
+        effect.recipients = [name for name in state.present if name != user]
+    return effect
+
+
+def _tell_watermarks(state: ConversationState, user: str, member: Member, log_ms: int, effect: Effect) -> None:
     receipt = encoded_field(
         RECEIPT_TAG,
         encoding.receipt(state.conversation_id, user, member.delivered_seq, member.read_seq, encoding.timestamp(log_ms)),
     )
     effect.actor = receipt + encoded_field(INBOX_CHANGE_TAG, _inbox_change(state, member))
     if member.active and len(state.present) <= RECEIPTS_MAX_MEMBERS:
-        effect.shared = receipt
-        effect.recipients = [name for name in state.present if name != user]
-    return effect
+        effect.shared += receipt
 
 
 def _inbox_change(state: ConversationState, member: Member) -> bytes:
     head_seq, message_count, version, _ = state.visible_head(member)
     return encoding.inbox_change(
-        state.conversation_id,
-        head_seq,
-        message_count,
-        member.delivered_seq,
-        member.read_seq,
-        state.unread_count(member),
-        version,
+        state.conversation_id, head_seq, message_count, member.delivered_seq, member.read_seq, state.unread_count(member), version
     )
 
 
