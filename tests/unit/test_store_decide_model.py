@@ -1,0 +1,278 @@
+"""`decide` against a model that is too simple to be wrong: lists, and counting by going through them."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from chassis.errors import reason_of
+from parley.api.v1.commands_pb2 import AddMembers, ChangeRole, ChangeSettings, CreateGroup, Leave, RemoveMember, Role, SendMessage
+from services.store.decide import DEDUPE_MS
+from services.store.rows import STATE, clear_dirty, state_of, state_rows
+from tests.unit.store_scene import Scene, ack_record, command_record, outcome_of
+
+USERS = ("alice", "bob", "carol", "dave", "erin")
+CAP = 4
+users = st.sampled_from(USERS)
+requests = st.integers(2, 12)  # few: they repeat
+marks = st.integers(-1, 30)
+
+
+@dataclass
+class Person:
+    """A user of the model: his stays as sets of seqs, his watermarks, his role."""
+
+    seen: set[int] = field(default_factory=set)
+    present: bool = False
+    role: int = 0
+    role_seq: int = 0
+    delivered: int = 0
+    read: int = 0
+    stay_first: int = 0
+    last_visible: int = 0
+
+
+class Model:
+    """A group as lists and sets."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, bool]] = []  # (actor, is a message), seq = index + 1
+        self.people: dict[str, Person] = {}
+        self.answers: dict[tuple[str, int], tuple[object, int, object]] = {}  # -> (payload, log time, answer)
+        self.title = "t"
+
+    def present(self) -> list[str]:
+        return [user for user, person in self.people.items() if person.present]
+
+    def append(self, actor: str, *, message: bool) -> int:
+        self.log.append((actor, message))
+        seq = len(self.log)
+        for person in self.people.values():
+            if person.present:
+                person.seen.add(seq)
+                person.last_visible = seq
+        return seq
+
+    def join(self, user: str, seq: int) -> None:
+        person = self.people.setdefault(user, Person())
+        person.present, person.role, person.role_seq, person.stay_first, person.last_visible = True, Role.ROLE_MEMBER, seq, seq, seq
+        person.seen.add(seq)
+        person.delivered = person.read = seq - 1
+
+    def part(self, user: str) -> None:
+        person = self.people[user]
+        person.present, person.role = False, 0
+
+    def unread(self, user: str) -> int:
+        """Count one by one: messages of others above the watermark, up to the last that he may see."""
+        person = self.people[user]
+        return sum(
+            message and actor != user
+            for seq, (actor, message) in enumerate(self.log, 1)
+            if person.read < seq <= person.last_visible
+        )
+
+
+class DecideMachine(RuleBasedStateMachine):
+    """Random commands, resends, replays, and states that are forgotten and loaded again."""
+
+    @initialize()
+    def create(self) -> None:
+        record = command_record("alice", CreateGroup(title="t", member_user_ids=["bob"]), number=1, member_cap=CAP)
+        self.scene = Scene(record.conversation_id)
+        self.model = Model()
+        self.records = [(record, self.scene.now_ms)]
+        self.scene.apply(record)
+        self.cells: dict[bytes, bytes] = {}
+        self.model.log.append(("alice", False))
+        for user in ("alice", "bob"):
+            self.model.join(user, 1)
+        self.model.people["alice"].role = Role.ROLE_OWNER
+
+    def run(self, user, action, number, seen=0) -> None:
+        """Apply a command to both and compare the outcomes."""
+        record = command_record(
+            user, action, number=number, conversation=self.scene.state.conversation_id, seen_seq=max(seen, 0), member_cap=CAP
+        )
+        payload = (type(action).__name__, action.SerializeToString(deterministic=True))
+        known = self.model.answers.get((user, number))
+        if known is not None and self.scene.now_ms - known[1] <= DEDUPE_MS:
+            expected = known[2] if known[0] == payload else "REQUEST_ID_REUSED"
+        else:
+            expected = self.expect(user, action, max(seen, 0))
+            self.model.answers[user, number] = (payload, self.scene.now_ms, expected)
+        effect = self.scene.apply(record)
+        self.records.append((record, self.scene.now_ms))
+        outcome = outcome_of(effect)
+        got = outcome.accepted.seq if outcome.WhichOneof("result") == "accepted" else reason_of(outcome.rejected)
+        assert got == expected
+        if effect.event:
+            assert sorted(effect.recipients) == sorted(u for u, person in self.model.people.items() if got in person.seen)
+
+    def expect(self, user, action, seen) -> int | str:
+        """Say what the rules of docs/client.md make of an action, and do it to the model."""
+        person = self.model.people.get(user)
+        if person is None:
+            return "CONVERSATION_NOT_FOUND"
+        if not person.present:
+            return "NOT_A_MEMBER"
+        problem = getattr(self, "_" + type(action).__name__)(user, person, action)
+        if problem:
+            return problem
+        seen = min(seen, len(self.model.log))
+        seq = self.model.append(user, message=isinstance(action, SendMessage))
+        self.effect(user, action, seq)
+        if person.present and seen > person.read:
+            person.read = seen
+            person.delivered = max(person.delivered, seen)
+        return seq
+
+    def _SendMessage(self, user, person, action) -> str:
+        return ""
+
+    def _AddMembers(self, user, person, action) -> str:
+        if person.role < Role.ROLE_ADMIN:
+            return "ROLE_TOO_LOW"
+        new = set(action.user_ids) - set(self.model.present())
+        if not new:
+            return "ALREADY_A_MEMBER"
+        return "GROUP_FULL" if len(self.model.present()) + len(new) > CAP else ""
+
+    def _RemoveMember(self, user, person, action) -> str:
+        target = self.model.people.get(action.user_id)
+        if target is None or not target.present:
+            return "TARGET_NOT_A_MEMBER"
+        if action.user_id == user:
+            return "NO_CHANGE"
+        return "" if person.role >= Role.ROLE_ADMIN and person.role > target.role else "ROLE_TOO_LOW"
+
+    def _Leave(self, user, person, action) -> str:
+        return ""
+
+    def _ChangeRole(self, user, person, action) -> str:
+        target = self.model.people.get(action.user_id)
+        if target is None or not target.present:
+            return "TARGET_NOT_A_MEMBER"
+        if person.role != Role.ROLE_OWNER:
+            return "ROLE_TOO_LOW"
+        return "NO_CHANGE" if target.role == action.role or action.user_id == user else ""
+
+    def _ChangeSettings(self, user, person, action) -> str:
+        if person.role < Role.ROLE_ADMIN:
+            return "ROLE_TOO_LOW"
+        return "NO_CHANGE" if action.title == self.model.title else ""
+
+    def effect(self, user, action, seq) -> None:
+        people = self.model.people
+        if isinstance(action, AddMembers):
+            for name in dict.fromkeys(action.user_ids):
+                if name not in self.model.present():
+                    self.model.join(name, seq)
+        elif isinstance(action, RemoveMember):
+            self.model.part(action.user_id)
+        elif isinstance(action, Leave):
+            was_owner = people[user].role == Role.ROLE_OWNER
+            self.model.part(user)
+            if was_owner and self.model.present():
+                heir = min(self.model.present(), key=lambda name: (-people[name].role, people[name].role_seq, name))
+                people[heir].role, people[heir].role_seq = Role.ROLE_OWNER, seq
+        elif isinstance(action, ChangeRole):
+            if action.role == Role.ROLE_OWNER:
+                people[user].role, people[user].role_seq = Role.ROLE_ADMIN, seq
+            people[action.user_id].role, people[action.user_id].role_seq = action.role, seq
+        elif isinstance(action, ChangeSettings):
+            self.model.title = action.title
+
+    @rule(user=users, number=requests, body=st.sampled_from((b"a", b"b")), seen=marks)
+    def send(self, user, number, body, seen) -> None:
+        self.run(user, SendMessage(body=body), number, seen)
+
+    @rule(user=users, number=requests, names=st.lists(users, min_size=1, max_size=3))
+    def add(self, user, number, names) -> None:
+        self.run(user, AddMembers(user_ids=names), number)
+
+    @rule(user=users, number=requests, name=users)
+    def remove(self, user, number, name) -> None:
+        self.run(user, RemoveMember(user_id=name), number)
+
+    @rule(user=users, number=requests)
+    def leave(self, user, number) -> None:
+        self.run(user, Leave(), number)
+
+    @rule(user=users, number=requests, name=users, role=st.sampled_from((Role.ROLE_MEMBER, Role.ROLE_ADMIN, Role.ROLE_OWNER)))
+    def change_role(self, user, number, name, role) -> None:
+        self.run(user, ChangeRole(user_id=name, role=role), number)
+
+    @rule(user=users, number=requests, title=st.sampled_from(("t", "u")))
+    def rename(self, user, number, title) -> None:
+        self.run(user, ChangeSettings(title=title), number)
+
+    @rule(user=users, delivered=marks, read=marks)
+    def ack(self, user, delivered, read) -> None:
+        record = ack_record(user, self.scene.state.conversation_id, delivered=delivered, read=read)
+        person = self.model.people.get(user)
+        self.scene.apply(record)
+        self.records.append((record, self.scene.now_ms))
+        if person is not None:
+            read = min(read, person.last_visible)
+            delivered = max(min(delivered, person.last_visible), read)
+            if read >= person.stay_first:
+                person.read = max(person.read, read)
+            if delivered >= person.stay_first:
+                person.delivered = max(person.delivered, delivered)
+
+    @rule(days=st.sampled_from((-0.05, 0.04, 7.0, 15.0)))
+    def time_passes(self, days) -> None:
+        self.scene.now_ms += int(days * 24 * 3600 * 1000)
+
+    @rule(data=st.data())
+    def replay(self, data) -> None:
+        """A record that was decided is decided once more: nothing new is written."""
+        offset = data.draw(st.integers(0, len(self.records) - 1))
+        record, log_ms = self.records[offset]
+        state, now_ms = self.scene.state, self.scene.now_ms
+        before = (state.head_seq, state.message_count, state.applied, state.stamp, repr(state.members))
+        fates = dict(self.scene.fates)
+        self.scene.now_ms = log_ms
+        effect = self.scene.apply(record, offset=offset)
+        self.scene.now_ms = now_ms
+        assert (state.head_seq, state.message_count, state.applied, state.stamp, repr(state.members)) == before
+        assert effect is None or not effect.event
+        assert self.scene.fates == fates  # a rejection after the last applied record is decided again, alike
+
+    @rule()
+    def forget_and_load(self) -> None:
+        """The state is dropped from memory and read back from its rows."""
+        state = self.scene.state
+        for user in state.members:
+            state.touch_member(user)
+        cells = [(row.key, row.value) for row in state_rows(state) if row.table == STATE]
+        clear_dirty(state)
+        loaded = state_of(state.conversation_id, cells)
+        loaded.members = {user: loaded.members[user] for user in state.members}
+        assert loaded.members == state.members
+        self.scene.state = loaded
+
+    @invariant()
+    def same(self) -> None:
+        if not hasattr(self, "scene"):
+            return
+        state, model = self.scene.state, self.model
+        assert state.head_seq == len(model.log) == len(self.scene.events)
+        assert state.message_count == sum(message for _, message in model.log)
+        assert state.member_count == len(model.present())
+        assert set(state.members) == set(model.people)
+        for user, person in model.people.items():
+            member = state.members[user]
+            assert member.active == person.present
+            assert member.role == person.role
+            assert {seq for seq in range(1, state.head_seq + 1) if member.sees(seq)} == person.seen
+            assert (member.delivered_seq, member.read_seq) == (person.delivered, person.read)
+            assert state.unread_count(member) == model.unread(user)
+
+
+DecideMachine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+TestDecide = DecideMachine.TestCase
