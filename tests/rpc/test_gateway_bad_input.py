@@ -16,6 +16,7 @@ from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.commands_pb2 import ChangeRole, Command, CreateGroup, Leave, SendMessage
 from parley.api.v1.events_pb2 import Ack
 from parley_protocol.ids import direct_conversation_id
+from services.gateway.inbound import Inbound
 
 UNKNOWN_FIELD = b"\xa2\x06\x02hi"  # number 100, 2 bytes
 GROUP = "g_" + "a" * 26
@@ -329,3 +330,18 @@ async def test_abandoned_submits_leave_nothing_waiting(world: World):
     for call in calls:
         call.cancel()
     await until(lambda: not world.value("parley_gateway_waiting_submits"))
+
+
+async def test_our_own_bug_ends_one_stream_with_internal_and_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch):
+    alice, bob = await world.device("alice"), await world.device("bob")
+    with monkeypatch.context() as patched:
+
+        def fail(*_arguments: object) -> None:
+            raise RuntimeError("a bug")
+
+        patched.setattr(Inbound, "take", fail)
+        await alice.send(batch(message()))
+        assert await alice.call.code() is grpc.StatusCode.INTERNAL
+        assert "a bug" not in await alice.call.details()
+    await bob.send(batch(message("bob")))
+    assert (await bob.outcome()).accepted.seq == 1

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from chassis.config import ConfigError, load_settings
 from services.gateway.config import GatewaySettings, is_loopback
 
 TLS: dict[str, Any] = {"tls_certificate_file": Path("cert.pem"), "tls_key_file": Path("key.pem")}
@@ -52,3 +53,10 @@ def test_settings_that_can_not_work_are_refused(settings: dict[str, Any], messag
 def test_environment_sets_them(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PARLEY_GATEWAY_HEARTBEAT_SECONDS", "7")
     assert GatewaySettings().heartbeat_seconds == 7
+
+
+def test_every_bad_key_is_listed_at_once():
+    environ = {"PARLEY_GATEWAY_HEARTBEAT_SECONDS": "-1", "PARLEY_GATEWAY_MAX_STREAMS": "many", "PARLEY_GATEWAY_LISTN": "x"}
+    with pytest.raises(ConfigError) as error:
+        load_settings(GatewaySettings, environ)
+    assert [problem.partition(":")[0] for problem in error.value.problems] == sorted(environ)
