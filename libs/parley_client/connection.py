@@ -19,6 +19,7 @@ from parley_client.token import Metadata
 
 CONNECT: Final = "/parley.api.v1.MessagingService/Connect"
 SILENT_INTERVALS: Final = 2  # the protocol's: one lost heartbeat is an accident, two are an end
+CHECK_SECONDS: Final = 0.1  # between two looks at least: timers may fire a rounding early
 DEFAULT_HEARTBEAT_SECONDS: Final = 30.0  # where Welcome names none
 
 
@@ -130,4 +131,4 @@ class Connection:
         elif now >= stuck_since + limit:
             self.end(after_loss(f"the server took nothing for {limit:g} s"))
         else:
-            self._watch(min(self.last_heard, stuck_since) + limit, self._end_if_silent)
+            self._watch(max(min(self.last_heard, stuck_since) + limit, now + CHECK_SECONDS), self._end_if_silent)

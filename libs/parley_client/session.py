@@ -22,6 +22,7 @@ HEARTBEAT_SHARE: Final = 0.7  # of the interval: early enough that a slow line d
 DEFAULT_COMMANDS_PER_FRAME: Final = 64  # where Welcome says nothing
 DEFAULT_FRAME_BYTES: Final = 512 * 1024
 FRAME_SLACK_BYTES: Final = 1024  # a frame's own fields, and rounding of our estimate
+TIMER_SLACK_SECONDS: Final = 0.001  # asyncio may fire a rounding early; what is not quite due then is looked at later
 FINISH_SECONDS: Final = 2.0  # for the server to read what was written last
 
 _log = structlog.get_logger()
@@ -131,10 +132,15 @@ class Session:
             if due is not None and due < when:
                 when = due
         if self._timer is not None:
-            if not self._timer.cancelled() and self._clock.monotonic() < self._timer.when() <= when:
+            if self._timer.when() <= when:
                 return  # wakes early enough; re-arming at each frame would fill the loop's heap
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(when, self._device.writer_wake.set)
+        when = max(when, self._clock.monotonic() + TIMER_SLACK_SECONDS)
+        self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._device.writer_wake.set()
 
     def _fail(self, error: ClientError) -> None:
         """End the stream over a call that failed for good, or a server that broke the protocol."""

@@ -102,14 +102,16 @@ class Timelines:
         state = self._state(conversation_id)
         if page.head_seq >= state.held_seq:  # else older than what came live meanwhile
             state.take_intervals(page.visible_intervals, page.first_available_seq)
+        events = [event for event in page.events if event.seq > state.held_seq]
+        held_seq = state.held_seq if state.is_placed or not events else events[0].seq - 1
+        for event in events:
+            if event.seq != state.next_visible(held_seq):
+                raise ProtocolError(f"{conversation_id}: after {held_seq} the server's page goes on at {event.seq}")
+            held_seq = event.seq
         change.conversations[conversation_id] = state
-        if not state.is_placed and page.events:
-            state.begin_at(page.events[0].seq)
-        for event in page.events:
-            if event.seq <= state.held_seq:
-                continue
-            if event.seq != state.next_visible(state.held_seq):
-                raise ProtocolError(f"{conversation_id}: after {state.held_seq} the server's page goes on at {event.seq}")
+        if not state.is_placed and events:
+            state.begin_at(events[0].seq)
+        for event in events:
             self._append(state, event, change)
         self._drain(state, change)
 

@@ -23,6 +23,7 @@ from parley_protocol.ids import direct_conversation_id
 ME, DEVICE, PEER = "alice", "d1", "bob"
 DIRECT = direct_conversation_id(ME, PEER)
 HEARTBEAT_SECONDS = 10
+LIMIT_SECONDS = 2 * 3600.0  # what a test waits for has happened long before
 
 
 def virtual(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -33,7 +34,7 @@ def virtual(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         async def main(_rng: Random) -> None:
             await test(Gateway())
 
-        run_virtual(main)
+        run_virtual(main, limit_seconds=LIMIT_SECONDS)
 
     del run.__wrapped__  # type: ignore[attr-defined]  # else pytest looks for a fixture of the gateway's name
     return run
@@ -143,9 +144,10 @@ class Gateway(MessagingServiceServicer):
         self.timeline: list[events.Event] = []
         self.intervals = [(1, 0)]
         self.rows: list[events.Conversation] = []
+        self.rows_per_page = 100
         self.syncs: list[api.SyncRequest] = []
         self.pages: list[api.ListEventsRequest] = []
-        self.failures: list[ServiceError] = []  # raised by the next calls, one each
+        self.failures: list[ServiceError | None] = []  # raised by the next calls, one each; None: that call succeeds
         self.page_events = 3
         self.refusal: ServiceError | None = None
         self.is_silent = False  # does not say Welcome
@@ -178,8 +180,14 @@ class Gateway(MessagingServiceServicer):
     async def Sync(self, request: api.SyncRequest, _context: Any) -> api.SyncResponse:
         self._fail()
         self.syncs.append(request)
-        rows, self.rows = self.rows, []
-        return api.SyncResponse(conversations=rows)
+        first = int(request.page_token or 0)
+        end = first + self.rows_per_page
+        response = api.SyncResponse(conversations=self.rows[first:end])
+        if end < len(self.rows):
+            response.next_page_token = str(end)
+        else:
+            self.rows = []
+        return response
 
     async def ListEvents(self, request: api.ListEventsRequest, _context: Any) -> api.ListEventsResponse:
         self._fail()
@@ -210,5 +218,6 @@ class Gateway(MessagingServiceServicer):
         return events.Conversation(conversation_id=conversation_id, first_available_seq=1, **(defaults | fields))
 
     def _fail(self) -> None:
-        if self.failures:
-            raise self.failures.pop(0)
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure

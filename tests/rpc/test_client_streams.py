@@ -5,7 +5,7 @@ import copy
 
 import grpc
 import pytest
-from scripted_gateway import DEVICE, DIRECT, HEARTBEAT_SECONDS, ME, PEER, Gateway, accepted, message, retry, virtual
+from scripted_gateway import DEVICE, DIRECT, HEARTBEAT_SECONDS, ME, PEER, Gateway, accepted, message, retry, until, virtual
 
 from chassis.errors import PermissionDenied, ResourceExhausted, Unauthenticated, build_status
 from parley.api.v1 import commands_pb2 as commands
@@ -149,9 +149,8 @@ async def test_what_has_no_outcome_for_30_seconds_is_sent_again(gateway: Gateway
         _, (first,) = await stream.commands(1)
         sent_at = gateway.clock.monotonic()
         keep_alive = asyncio.create_task(answer_heartbeats(stream))
-        while not (again := [raw for raw in stream.frames[1:] if api.ConnectRequest.FromString(raw).batch.commands]):
-            await asyncio.sleep(1)
-        assert api.ConnectRequest.FromString(again[0]).batch.commands[0] == first
+        await until(lambda: any(frame.batch.commands for frame in stream.frames[1:]))
+        assert next(frame.batch.commands[0] for frame in stream.frames[1:] if frame.batch.commands) == first
         assert 30 <= gateway.clock.monotonic() - sent_at <= 32
         keep_alive.cancel()
 
