@@ -206,5 +206,5 @@ def soak(messages: int, connections: int, server: str, data_dir: Path | None, as
 
     result = _measure(lambda target: measure_soak(target, SoakLoad(messages, connections)), server, data_dir, as_json)
     _judge(result)
-    if not result["flat"]:
+    if result["flat"] is False:
         raise click.exceptions.Exit(1)

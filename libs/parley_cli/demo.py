@@ -17,6 +17,7 @@ from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
 from parley_cli.bench_reads import read_timeline
 from parley_cli.connection import local_token
+from parley_cli.failures import CommandError
 from parley_cli.recorded_device import RecordedDevice, open_recorded_device
 from parley_cli.server_process import ServerProcess, open_server_process, run_until_signal
 from parley_cli.table_files import read_timelines
@@ -28,6 +29,7 @@ BOB_PHONE, BOB_TABLET = Device("bob", "phone"), Device("bob", "tablet")
 CONVERSATION = direct_conversation_id("alice", "bob")
 
 _STEP_SECONDS = 20.0  # for one thing to happen that takes milliseconds
+_RECOVERY_SECONDS = 40.0  # for clients to find the server again: their waits grow
 _MISSED = 5  # messages while the tablet is off
 _PACE_SECONDS = 0.004  # between a user's messages: traffic that lasts long enough to be interrupted, and to be watched
 
@@ -143,7 +145,7 @@ async def play(folder: Path, story: Story, messages: int) -> Verdict:
 async def _act_ticks(stage: Stage) -> None:
     phone, bob = stage.devices[ALICE_PHONE], stage.devices[BOB_PHONE]
     async with asyncio.timeout(_STEP_SECONDS):
-        accepted = await (await phone.say("bob", b"Hello Bob, are you there?")).accepted()
+        accepted = await (await phone.say(b"Hello Bob, are you there?", to_user="bob")).accepted()
         stage.story.tell("alice/phone", f"Hello Bob, are you there?   {click.style('✓', dim=True)}  stored as #{accepted.seq}")
 
         def bob_has() -> tuple[int, int]:
@@ -164,7 +166,9 @@ async def _act_absence(stage: Stage) -> None:
     await stage.switch_off(BOB_TABLET)
     stage.story.tell("bob/tablet", "is switched off", "yellow")
     async with asyncio.timeout(_STEP_SECONDS):
-        tickets = [await phone.say("bob", f"You missed this one, number {number}".encode()) for number in range(1, _MISSED + 1)]
+        tickets = [
+            await phone.say(f"You missed this one, number {number}".encode(), to_user="bob") for number in range(1, _MISSED + 1)
+        ]
         last = max([(await ticket.accepted()).seq for ticket in tickets])
         stage.story.tell("alice/phone", f"writes {_MISSED} messages meanwhile  ✓")
         begin = time.monotonic()
@@ -180,7 +184,7 @@ async def _act_kill(stage: Stage, messages: int) -> None:
 
     async def chatter(device: RecordedDevice, to_user: str) -> None:
         for number in range(1, messages + 1):
-            await device.say(to_user, f"{device.device.user_id} says {number}".encode())
+            await device.say(f"{device.device.user_id} says {number}".encode(), to_user=to_user)
             await asyncio.sleep(_PACE_SECONDS)
 
     async with open_tasks("demo") as tasks:
@@ -194,7 +198,7 @@ async def _act_kill(stage: Stage, messages: int) -> None:
         await stage.start_server()
         stage.story.tell("server", f"started again on {stage.address} with the same data")
         await asyncio.gather(*talking)
-        async with asyncio.timeout(_STEP_SECONDS):
+        async with asyncio.timeout(_RECOVERY_SECONDS):
             for device in (phone, bob):
                 await device.wait_until(lambda device=device: not device.unanswered)  # type: ignore[misc]
     stage.story.tell("alice & bob", f"have an answer to all {2 * messages}: what had none was sent again, and stored once")
@@ -213,6 +217,8 @@ def demo(messages: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="parley-demo-"))
     try:
         verdict = run_until_signal(play(folder, Story(), messages))
+    except TimeoutError:
+        raise CommandError("what should take a moment did not happen in time; the lines above say where it stopped") from None
     finally:
         shutil.rmtree(folder)
     for story in verdict.stories:

@@ -1,13 +1,21 @@
 """A device of the SDK that notes for the judge whatever it asks, is answered and shows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from chassis.tasks import Tasks, open_tasks
 from parley_checker.history import Answered, Asked, Device, DeviceHistory, History, Shown, entry_of
 from parley_client import Client, ClosedError, RejectedError, Store, Ticket, TimelineEvent, open_client
-from parley_protocol.ids import direct_conversation_id
+from parley_protocol.ids import direct_conversation_id, group_conversation_id
+
+
+class Impatient(random.Random):
+    """Draws from the low tenth of every range: long waits before a reconnect are for crowds, and this is a handful of devices."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return a + (b - a) * 0.1 * self.random()
 
 
 class RecordedDevice:
@@ -33,11 +41,34 @@ class RecordedDevice:
         """How many commands have no outcome yet."""
         return len(self.client.pending())
 
-    async def say(self, to_user: str, body: bytes) -> Ticket:
-        """Send a message, composed in sight of all that was shown."""
+    async def say(self, body: bytes, *, to_user: str) -> Ticket:
+        """Send a message to a user, composed in sight of all that was shown."""
         conversation_id = direct_conversation_id(self.device.user_id, to_user)
         ticket = await self.client.send(to_user=to_user, body=body, seen_seq=self.shown(conversation_id))
-        self._facts.asked.append(Asked(ticket.request_id, conversation_id, "message", body))
+        return self._note_asked(ticket, conversation_id, "message", body)
+
+    async def say_in(self, conversation_id: str, body: bytes) -> Ticket:
+        """Send a message into a conversation, likewise."""
+        ticket = await self.client.send(conversation=conversation_id, body=body, seen_seq=self.shown(conversation_id))
+        return self._note_asked(ticket, conversation_id, "message", body)
+
+    async def create_group(self, title: str, members: Sequence[str]) -> str:
+        """Create a group; return its id."""
+        ticket = await self.client.create_group(title, members)
+        conversation_id = group_conversation_id(*self.device, ticket.request_id)
+        self._note_asked(ticket, conversation_id, "group_created", b"")
+        return conversation_id
+
+    async def add_members(self, conversation_id: str, users: Sequence[str]) -> Ticket:
+        """Add users to a group."""
+        return self._note_asked(await self.client.add_members(conversation_id, users), conversation_id, "members_added", b"")
+
+    async def leave(self, conversation_id: str) -> Ticket:
+        """Leave a group."""
+        return self._note_asked(await self.client.leave(conversation_id), conversation_id, "member_left", b"")
+
+    def _note_asked(self, ticket: Ticket, conversation_id: str, kind: str, body: bytes) -> Ticket:
+        self._facts.asked.append(Asked(ticket.request_id, conversation_id, kind, body))
         self._follow(ticket, conversation_id)
         return ticket
 
@@ -93,7 +124,7 @@ async def open_recorded_device(
 ) -> AsyncIterator[RecordedDevice]:
     """Open a device whose facts go to the history; leaving closes it, as an app is closed."""
     async with open_tasks(f"{device.user_id}-{device.device_id}") as tasks:
-        async with open_client(address, token=token, device_id=device.device_id, store=store) as client:
+        async with open_client(address, token=token, device_id=device.device_id, store=store, rng=Impatient()) as client:
             recorded = RecordedDevice(client, device, history.device(*device), run, tasks)
             recorded.begin()
             yield recorded

@@ -19,6 +19,9 @@ from parley_cli.failures import CommandError
 
 T = TypeVar("T")
 
+# gRPC would guard each fork, and say on stderr that it can't while calls are under way; ours is followed by exec at once.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 READY_SECONDS = 30.0  # ready takes < 3 s; the rest is for a machine that does other things
 STOP_SECONDS = 10.0  # a drain takes < 5 s
 _READY = re.compile(rb"\bready\b.*?([\w.\-\[\]:]+:\d+)")
