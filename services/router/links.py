@@ -51,6 +51,12 @@ class GatewayLink:
                     self._answer(response)
             except grpc.aio.AioRpcError as error:
                 _log.warning("router.link_broken", gateway=self.instance.instance_id, error=error.details())
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # The call was cancelled, not we: that is what a timeout does that strikes during a write.
+                _log.warning("router.link_broken", gateway=self.instance.instance_id, error="a frame took too long")
             finally:
                 self._open.clear()
                 self._call.cancel()
