@@ -14,6 +14,7 @@ import structlog
 
 from chassis.embedded import open_embedded_engines
 from chassis.eventlog import EventLog
+from chassis.registry import Registry
 from chassis.testing.faults import RATES, Engine, Faults, Life, Trace
 from chassis.testing.faulty_log import FaultyLog, LogEngine
 from chassis.testing.faulty_timeline import FaultyTimeline
@@ -86,6 +87,7 @@ class Simulation:
         self.tables = Engine("tables")
         self.topics = LogEngine("log")
         self.log: EventLog
+        self.registry: Registry
         self.timeline: NotingTimeline
 
     def incarnate(self, name: str, *, immortal: bool = False) -> Incarnation:
@@ -180,6 +182,7 @@ async def open_simulation(
             None, topics=topics, durable_topics=durable_topics, tables=tables, clock=simulation.clock
         ) as engines:
             simulation.log = engines.log
+            simulation.registry = engines.registry
             simulation.timeline = NotingTimeline(engines.timeline)
             try:
                 yield simulation

@@ -41,17 +41,17 @@ def judge_store(
     replayed: Tables,
 ) -> Story:
     """Judge one run, after heal and quiet."""
-    timelines = _timelines(tables)
+    timelines = timelines_of(tables)
     entries = {conversation_id: [entry_of(event) for event in timeline.values()] for conversation_id, timeline in timelines.items()}
     history = workload.history
     history.readings["tables"] = entries
     faults = [*_collect_answers(workload, events)]
     verdict = judge(history)
     faults += verdict.stories
-    faults += _differences(tables, replayed)
-    faults += _judge_events(events, timelines, entries)
-    faults += _judge_inboxes(tables, timelines)
-    faults += _judge_watermarks(workload, records, tables, timelines)
+    faults += differences(tables, replayed)
+    faults += judge_events(events, timelines, entries)
+    faults += judge_inboxes(tables, timelines)
+    faults += judge_watermarks(workload.directs, records, tables, timelines)
     found = {DeadLetter.FromString(letter).value for letter in letters}
     wanted = {(device, request_id) for device, request_id in workload.undecidable}
     lettered = {(Device(r.user_id, r.device_id), r.command.request_id) for r in map(CommandRecord.FromString, found)}
@@ -60,7 +60,7 @@ def judge_store(
     return Story(verdict, faults, len(records), len(events), len(letters))
 
 
-def _timelines(tables: Tables) -> dict[str, dict[int, Event]]:
+def timelines_of(tables: Tables) -> dict[str, dict[int, Event]]:
     timelines: defaultdict[str, dict[int, Event]] = defaultdict(dict)
     for point, (_, value) in tables.items():
         if point.table == rows.TIMELINE:
@@ -97,7 +97,7 @@ def _collect_answers(workload: Workload, events: Sequence[EventRecord]) -> Itera
                 yield f"{device} {asked.request_id.hex()} ({asked.kind}) was never answered"
 
 
-def _differences(tables: Tables, replayed: Tables) -> Iterator[str]:
+def differences(tables: Tables, replayed: Tables) -> Iterator[str]:
     """G22: the log applied again, record by record and without faults, gives the same rows."""
     different = [point for point in sorted({*tables, *replayed}) if tables.get(point) != replayed.get(point)]
     for point in different[:STORIES_MAX]:
@@ -113,7 +113,7 @@ def _told(point: Point, tables: Tables) -> str:
     return f"at {stamp} {' '.join(str(kind.FromString(value) if kind else value.hex()).split())}"
 
 
-def _judge_events(
+def judge_events(
     events: Sequence[EventRecord], timelines: Mapping[str, Mapping[int, Event]], entries: Mapping[str, Sequence[Entry]]
 ) -> Iterator[str]:
     """Every stored event is published, as stored, in order, to exactly those who were members then."""
@@ -146,7 +146,7 @@ def _members_by_seq(timeline: Sequence[Entry]) -> dict[int, set[str]]:
     return seen
 
 
-def _judge_inboxes(tables: Tables, timelines: Mapping[str, Mapping[int, Event]]) -> Iterator[str]:
+def judge_inboxes(tables: Tables, timelines: Mapping[str, Mapping[int, Event]]) -> Iterator[str]:
     """G12: what each user's rows say equals what counting says."""
     for point, (_, value) in tables.items():
         if point.table != rows.INBOX:
@@ -170,11 +170,14 @@ def _judge_inboxes(tables: Tables, timelines: Mapping[str, Mapping[int, Event]])
             yield f"{user}'s watermarks in {conversation_id} are {inbox.read_seq}, {inbox.delivered_seq} at head {head}"
 
 
-def _judge_watermarks(
-    workload: Workload, records: Sequence[CommandRecord], tables: Tables, timelines: Mapping[str, Mapping[int, Event]]
+def judge_watermarks(
+    directs: Mapping[str, tuple[str, str]],
+    records: Sequence[CommandRecord],
+    tables: Tables,
+    timelines: Mapping[str, Mapping[int, Event]],
 ) -> Iterator[str]:
     """G11 in 1-1 conversations: watermarks are what a few lines of arithmetic over the log say."""
-    for conversation_id, users in workload.directs.items():
+    for conversation_id, users in directs.items():
         seq_of = {(e.actor_device_id, e.request_id): seq for seq, e in timelines.get(conversation_id, {}).items()}
         head, delivered, read = 0, dict.fromkeys(users, 0), dict.fromkeys(users, 0)
         for record in records:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from store_judge import Story, judge_store
 from store_workload import Workload
 
-from chassis.eventlog import LogBatch, LogEntry, LogRecord, LogUnavailableError, partition_for
+from chassis.eventlog import EventLog, LogBatch, LogEntry, LogRecord, LogUnavailableError, partition_for
 from chassis.testing.faults import LATE_SECONDS_MAX, PAUSE_SECONDS_MAX, RATES, WALL_JUMP
 from chassis.testing.virtual_loop import VirtualLoop, run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch, EventRecord
@@ -65,14 +65,14 @@ class StoreWorld:
         await simulation.run(*workers, until=self._drive())
         reader.cancel()
         await simulation.settle()
-        records = await self._read_all(COMMANDS)
+        records = await read_all(simulation.log, COMMANDS)
         async with open_fresh_timeline(simulation, TABLES) as fresh:
-            await self._replay(records, fresh)
+            await replay(simulation, self._settings, records, fresh)
             return judge_store(
                 self.workload,
                 [CommandRecord.FromString(record.value) for _, record in records],
                 self.events,
-                [record.value for _, record in await self._read_all(DEAD_LETTERS)],
+                [record.value for _, record in await read_all(simulation.log, DEAD_LETTERS)],
                 await simulation.timeline.dump(),
                 await fresh.dump(),
             )
@@ -95,7 +95,7 @@ class StoreWorld:
         """Let the devices ask, end the faults, and wait until all of it is answered and everything is quiet."""
         workload = self.workload
         devices = workload.devices()
-        jumps = asyncio.create_task(self._jump_walls())
+        jumps = asyncio.create_task(jump_walls(self.simulation))
         await asyncio.gather(*(self._ask(device, number) for number, device in enumerate(devices)))
         jumps.cancel()
         self.simulation.faults.heal()
@@ -130,14 +130,6 @@ class StoreWorld:
             else:
                 return
 
-    async def _jump_walls(self) -> None:
-        """Move the log's clock an hour back or forward now and then."""
-        stream = self.simulation.faults.stream("clock")
-        while True:
-            await asyncio.sleep(stream.rng.uniform(1.0, 20.0))
-            if stream.happens(WALL_JUMP):
-                self.simulation.clock.jump_wall(stream.rng.choice((-3600.0, 3600.0)))
-
     async def _read_events(self) -> None:
         async with self.simulation.log.open_consumer(EVENTS, "judge") as consumer:
             while True:
@@ -146,35 +138,6 @@ class StoreWorld:
                     self.events.extend(EventBatch.FromString(record.value).events)
                 consumer.done(batch)
                 self._events_came.set()
-
-    async def _read_all(self, topic: str) -> list[tuple[int, LogRecord]]:
-        """Return all that is in a topic now, a partition after the other."""
-        log = self.simulation.log
-        found: list[tuple[int, LogRecord]] = []
-        async with log.open_consumer(topic, f"judge of {topic}") as consumer:
-            while True:
-                try:
-                    async with asyncio.timeout(1.0):
-                        batch = await consumer.poll(1000)
-                except TimeoutError:
-                    return sorted(found, key=lambda item: (item[0], item[1].offset))
-                found.extend((batch.partition, record) for record in batch.records)
-                consumer.done(batch)
-
-    async def _replay(self, records: list[tuple[int, LogRecord]], fresh: NotingTimeline) -> None:
-        """Apply the log from zero to empty tables, without faults, one record at a time."""
-        process = self.simulation.incarnate("replay", immortal=True)
-        applier = Applier(
-            self._settings,
-            log=_Unheard(self.simulation.log.epoch),
-            timeline=fresh,
-            recent=RecentEvents(self._settings.recent_bytes),
-            clock=self.simulation.clock,
-            metrics=StoreMetrics(CollectorRegistry()),
-            rng=process.rng,
-        )
-        for partition, record in records:
-            await applier.apply(LogBatch(partition, [record]))
 
 
 class _Unheard:
@@ -185,6 +148,46 @@ class _Unheard:
 
     async def append(self, topic: str, partition: int, entries: list[LogEntry]) -> None:
         """Forget it."""
+
+
+async def jump_walls(simulation: Simulation) -> None:
+    """Move the log's clock an hour back or forward now and then, until cancelled."""
+    stream = simulation.faults.stream("clock")
+    while True:
+        await asyncio.sleep(stream.rng.uniform(1.0, 20.0))
+        if stream.happens(WALL_JUMP):
+            simulation.clock.jump_wall(stream.rng.choice((-3600.0, 3600.0)))
+
+
+async def read_all(log: EventLog, topic: str) -> list[tuple[int, LogRecord]]:
+    """Return all that is in a topic now, with its partition, a partition after the other."""
+    found: list[tuple[int, LogRecord]] = []
+    async with log.open_consumer(topic, f"judge of {topic}") as consumer:
+        while True:
+            try:
+                async with asyncio.timeout(1.0):
+                    batch = await consumer.poll(1000)
+            except TimeoutError:
+                return sorted(found, key=lambda item: (item[0], item[1].offset))
+            found.extend((batch.partition, record) for record in batch.records)
+            consumer.done(batch)
+
+
+async def replay(
+    simulation: Simulation, settings: StoreSettings, records: list[tuple[int, LogRecord]], fresh: NotingTimeline
+) -> None:
+    """Apply the log from zero to empty tables, without faults, one record at a time."""
+    applier = Applier(
+        settings,
+        log=_Unheard(simulation.log.epoch),
+        timeline=fresh,
+        recent=RecentEvents(settings.recent_bytes),
+        clock=simulation.clock,
+        metrics=StoreMetrics(CollectorRegistry()),
+        rng=Random(0),
+    )
+    for partition, record in records:
+        await applier.apply(LogBatch(partition, [record]))
 
 
 def tiny_settings(rng: Random) -> StoreSettings:

@@ -28,7 +28,7 @@ def test_the_faults_really_happened():
     counts: Counter[str] = Counter()
     for report in reports.values():
         counts.update(report.faults)
-    assert {kind for kind in faults.RATES if kind != faults.CUT and counts[kind] < 10} == set(), counts
+    assert {kind for kind in faults.RATES if kind not in (faults.CUT, faults.HALF_OPEN) and counts[kind] < 10} == set(), counts
     assert sum(report.story.verdict.stored for report in reports.values()) > 1_000
     assert sum(report.story.verdict.rejected for report in reports.values()) > 200
 

@@ -31,7 +31,8 @@ OUTAGE: Final = "engine away"  # every operation on it fails for a while
 PAUSE: Final = "process paused"  # goes on minutes later, unaware: a zombie
 CRASH: Final = "process crashed"
 WALL_JUMP: Final = "wall clock jumped"
-CUT: Final = "link cut"
+CUT: Final = "connection cut"
+HALF_OPEN: Final = "link half-open"  # nothing more arrives in one direction of a call, and nobody is told
 
 # Chances a draw. High enough that a run of some hundred operations meets most kinds, low enough that it gets anywhere.
 RATES: Final[Mapping[str, float]] = {
@@ -52,7 +53,8 @@ RATES: Final[Mapping[str, float]] = {
     PAUSE: 0.01,
     CRASH: 0.006,
     WALL_JUMP: 0.3,  # of the occasions that a workload gives
-    CUT: 0.3,  # likewise
+    CUT: 0.002,  # a message
+    HALF_OPEN: 0.0005,  # a message
 }
 
 LATE_SECONDS_MAX = 60.0  # longer than a restart takes: late writes meet the next worker

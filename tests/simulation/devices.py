@@ -1,0 +1,201 @@
+"""Devices as apps use the SDK: they send, read, leave, come back, crash, and write down what they asked and saw."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from network import Endpoint
+from processes import Incarnation, Simulation
+
+from parley.api.v1 import events_pb2
+from parley.api.v1.commands_pb2 import Command, Role
+from parley_checker.history import Answered, Device, History, Shown, asked_of, entry_of
+from parley_client import Client, ClientError, ClientOptions, MemoryStore, RejectedError, Ticket, open_client
+from parley_client.store import Change, Kept
+from parley_protocol.ids import direct_conversation_id, group_conversation_id
+from services.gateway.keys import mint_token
+
+TOKEN_SECONDS = 400 * 24 * 3600.0
+OPTIONS = ClientOptions(first_sync_events=3, sync_events=2, sync_page_conversations=2, page_events=4, in_flight_commands=4)  # tiny
+
+
+class MortalStore:
+    """A device's storage as one run of its process sees it: the dead write nothing."""
+
+    def __init__(self, inner: MemoryStore, process: Incarnation) -> None:
+        self._inner = inner
+        self._process = process
+
+    def load(self) -> Kept:
+        return self._inner.load()
+
+    def commit(self, change: Change) -> None:
+        self._process.life.require_alive()
+        self._inner.commit(change)
+
+    def unconsumed(self, after_ordinal: int, limit: int) -> Sequence[tuple[int, events_pb2.Event]]:
+        return self._inner.unconsumed(after_ordinal, limit)
+
+    def events(self, conversation_id: str, first_seq: int, before_seq: int, limit: int) -> Sequence[events_pb2.Event]:
+        return self._inner.events(conversation_id, first_seq, before_seq, limit)
+
+    def count_of_others(self, conversation_id: str, user_id: str, after_seq: int) -> int:
+        return self._inner.count_of_others(conversation_id, user_id, after_seq)
+
+    def close(self) -> None:
+        """Leave the storage to the next run."""
+
+
+@dataclass
+class Crowd:
+    """What the devices of one run share: whom they write to, and what the judge must know."""
+
+    users: Sequence[str]
+    history: History = field(default_factory=History)
+    directs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
+    numbers: int = 0
+
+
+class SimulatedDevice:
+    """One device over all runs of its process."""
+
+    def __init__(self, simulation: Simulation, crowd: Crowd, device: Device, endpoint: Endpoint, key: Any, actions: int) -> None:
+        self.device = device
+        self.client: Client | None = None
+        self.idle = asyncio.Event()  # nothing more to do, and all that was asked is answered
+        self._simulation = simulation
+        self._crowd = crowd
+        self._endpoint = endpoint
+        self._token = mint_token(key, device.user_id, device.device_id, TOKEN_SECONDS, simulation.clock.wall_ms() / 1000)
+        self._actions_left = actions
+        self._rng = Random(f"{simulation.seed}/{device.device_id}")
+        self._store = MemoryStore()
+        self._runs = 0
+        self._asked: dict[bytes, str] = {}  # request_id -> conversation
+        self._facts = crowd.history.device(*device)
+
+    async def run(self, process: Incarnation) -> None:
+        """Be the device's process."""
+        self._runs += 1
+        self.client = None
+        stream = self._simulation.faults.stream(f"link of {process.name}")
+        async with (
+            self._endpoint.connect(process.name, stream, keepalive=False) as channel,
+            open_client(
+                channel=channel,
+                token=self._token,
+                device_id=self.device.device_id,
+                store=MortalStore(self._store, process),
+                clock=self._simulation.clock,
+                rng=process.rng,
+                options=OPTIONS,
+            ) as client,
+        ):
+            self.client = client
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(client, self._runs))
+                answers = [group.create_task(self._note_answer(ticket)) for ticket in client.pending()]
+                await self._act(process, client, channel, group, answers)
+                for answer in answers:
+                    await answer
+                self.idle.set()
+                await asyncio.Event().wait()
+
+    async def _read(self, client: Client, run: int) -> None:
+        async for event in client.events():
+            self._facts.shown.append(Shown(run, entry_of(event.event)))
+            if self._rng.random() < 0.5:
+                await client.mark_read(event.conversation_id, event.seq)
+            if self._rng.random() < 0.2:
+                await asyncio.sleep(self._rng.uniform(0.0, 1.0))
+
+    async def _act(
+        self, process: Incarnation, client: Client, channel: Any, group: asyncio.TaskGroup, answers: list[asyncio.Task[None]]
+    ) -> None:
+        rng = self._rng
+        while self._actions_left:
+            self._actions_left -= 1
+            kind = rng.random()
+            if kind < 0.80:
+                ticket = await self._command(client)
+                answers.append(group.create_task(self._note_answer(ticket)))
+                if rng.random() < 0.3:
+                    await asyncio.wait([answers[-1]], timeout=60.0)
+            elif kind < 0.88:
+                channel.cut("the device lost its network")
+            elif kind < 0.92:
+                with self._endpoint.unreachable_from(channel):
+                    await asyncio.sleep(rng.uniform(1.0, 60.0))
+            elif kind < 0.96:
+                process.life.die("a crash of the app")
+            elif conversations := client.conversations():
+                await self._scroll_back(client, rng.choice(conversations).conversation_id)
+            await asyncio.sleep(rng.choice((0.0, 0.0, rng.uniform(0.0, 0.3), rng.uniform(0.0, 15.0))))
+
+    async def _scroll_back(self, client: Client, conversation_id: str) -> None:
+        try:
+            await client.history(conversation_id, limit=self._rng.randint(1, 10))
+        except ClientError:
+            return  # offline: the app shows what it has
+
+    async def _command(self, client: Client) -> Ticket:
+        rng, crowd, user = self._rng, self._crowd, self.device.user_id
+        crowd.numbers += 1
+        body = f"{self.device.device_id} {crowd.numbers}".encode()
+        if len(crowd.groups) < 2 and rng.random() < 0.3:
+            ticket = await client.create_group("group", rng.sample(crowd.users, rng.randint(1, 2)))
+            conversation_id = group_conversation_id(*self.device, ticket.request_id)
+            crowd.groups.append(conversation_id)
+            return self._note_asked(ticket, conversation_id, "create_group")
+        if not crowd.groups or rng.random() < 0.5:
+            peer = rng.choice(crowd.users)
+            conversation_id = direct_conversation_id(user, peer)
+            crowd.directs[conversation_id] = (user, peer)
+            seen = max((c.held_seq for c in client.conversations() if c.conversation_id == conversation_id), default=0)
+            ticket = await client.send(to_user=peer, body=body, seen_seq=seen if rng.random() < 0.5 else 0)
+            return self._note_asked(ticket, conversation_id, "send_message", body)
+        conversation_id = rng.choice(crowd.groups)
+        other = rng.choice(crowd.users)
+        match rng.choices(("message", "add", "remove", "leave", "role", "title"), (60, 14, 8, 4, 6, 4))[0]:
+            case "message":
+                ticket = await client.send(conversation=conversation_id, body=body)
+                return self._note_asked(ticket, conversation_id, "send_message", body)
+            case "add":
+                ticket = await client.add_members(conversation_id, rng.sample(crowd.users, rng.randint(1, 2)))
+                return self._note_asked(ticket, conversation_id, "add_members")
+            case "remove":
+                return self._note_asked(await client.remove_member(conversation_id, other), conversation_id, "remove_member")
+            case "leave":
+                return self._note_asked(await client.leave(conversation_id), conversation_id, "leave")
+            case "role":
+                role = rng.choice((Role.ROLE_MEMBER, Role.ROLE_ADMIN))
+                return self._note_asked(await client.change_role(conversation_id, other, role), conversation_id, "change_role")
+            case _:
+                ticket = await client.rename(conversation_id, f"title {rng.randint(0, 3)}")
+                return self._note_asked(ticket, conversation_id, "change_settings")
+
+    def _note_asked(self, ticket: Ticket, conversation_id: str, action: str, body: bytes = b"") -> Ticket:
+        command = Command(request_id=ticket.request_id)
+        getattr(command, action).SetInParent()
+        if body:
+            command.send_message.body = body
+        self._facts.asked.append(asked_of(command, conversation_id))
+        self._asked[ticket.request_id] = conversation_id
+        return ticket
+
+    async def _note_answer(self, ticket: Ticket) -> None:
+        conversation_id = self._asked[ticket.request_id]
+        try:
+            seq = (await ticket.accepted()).seq
+        except RejectedError:
+            seq = 0
+        self._facts.answered.append(Answered(ticket.request_id, conversation_id, seq))
+
+    def finish(self) -> None:
+        """Note what the device holds at the end, for the judge."""
+        assert self.client is not None
+        self._facts.settled = True
+        self._facts.first_held = {c.conversation_id: c.first_held_seq for c in self.client.conversations()}

@@ -1,0 +1,254 @@
+"""The whole system in one process: engines, stores, router and gateways joined in memory, and devices that use the SDK.
+
+`python world.py SEED` runs one seed with its whole trace.
+"""
+
+import asyncio
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+
+import grpc.aio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from devices import Crowd, SimulatedDevice
+from network import Endpoint
+from processes import BrokenError, Incarnation, Simulation, hash_of, open_fresh_timeline, open_simulation
+from prometheus_client import CollectorRegistry
+from store_judge import Tables, differences, judge_events, judge_inboxes, judge_watermarks, timelines_of
+from store_world import QUIET_SECONDS, RUN_LIMIT_SECONDS, jump_walls, read_all, replay, tiny_settings
+
+from chassis.inprocess import InProcessServer
+from chassis.registry import Instance
+from chassis.testing.faults import RATES
+from chassis.testing.virtual_loop import VirtualLoop, run_virtual
+from parley.log.v1.records_pb2 import CommandRecord, EventBatch
+from parley.store.v1.rows_pb2 import InboxRow
+from parley_checker.history import Device, entry_of
+from parley_checker.judge import judge
+from parley_checker.verdict import Verdict
+from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from services.gateway.app import open_gateway
+from services.gateway.config import GatewaySettings
+from services.gateway.tokens import KeyRing, TokenVerifier, verifying_key
+from services.router.app import open_router
+from services.router.config import RouterSettings
+from services.store.app import open_store
+from services.store.config import StoreSettings
+from services.store.rows import INBOX, TABLES
+
+STORES = 2
+GATEWAYS = 2
+ACTIONS_A_DEVICE = 10
+USERS = ("alice", "bob", "carol")
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+# A device's rate and frame are small, so that Retry is an everyday thing; so are groups.
+GATEWAY_SETTINGS = GatewaySettings(commands_per_second=2, commands_burst=3, commands_per_frame=3, group_members=2)
+
+
+@dataclass
+class Report:
+    """What one run was."""
+
+    digest: str
+    verdict: Verdict
+    faults: dict[str, int] = field(default_factory=dict)
+    virtual_seconds: float = 0.0
+    turns: int = 0
+    trace: list[str] = field(default_factory=list)
+
+
+class World:
+    """All processes of one simulation."""
+
+    def __init__(self, simulation: Simulation, store_settings: StoreSettings) -> None:
+        self.simulation = simulation
+        self._store_settings = store_settings
+        self._store, self._router = Endpoint(), Endpoint()
+        self._public = [Endpoint() for _ in range(GATEWAYS)]
+        self._internal: dict[str, Endpoint] = {}  # by the instance's address
+        key = verifying_key(KEY.public_key())
+        assert key is not None
+        self._verifier = TokenVerifier(KeyRing({"": key}), simulation.clock)
+        self.crowd = Crowd(USERS)
+        self.devices = [
+            SimulatedDevice(
+                simulation, self.crowd, Device(user, f"{user}-{number}"), simulation.rng.choice(self._public), KEY, ACTIONS_A_DEVICE
+            )
+            for user in USERS
+            for number in range(simulation.rng.randint(1, 2))
+        ]
+
+    async def run(self) -> Verdict:
+        """Let devices and faults do their worst, heal, wait, judge."""
+        simulation = self.simulation
+        services = [simulation.keep_running(f"store-{n}", self._run_store) for n in range(STORES)]
+        services.append(simulation.keep_running("router", self._run_router))
+        services += [
+            simulation.keep_running(f"gateway-{n}", lambda process, n=n: self._run_gateway(process, self._public[n]))
+            for n in range(GATEWAYS)
+        ]
+        services += [simulation.keep_running(one.device.device_id, one.run) for one in self.devices]
+        return await simulation.run(*services, until=self._drive())
+
+    async def _drive(self) -> Verdict:
+        simulation = self.simulation
+        jumps = asyncio.create_task(jump_walls(simulation))
+        await asyncio.sleep(60.0 + 20.0 * ACTIONS_A_DEVICE)
+        jumps.cancel()
+        simulation.faults.heal()
+        await asyncio.sleep(QUIET_SECONDS)
+        for one in self.devices:
+            await one.idle.wait()
+            assert one.client is not None
+            await one.client.caught_up()
+        await asyncio.sleep(QUIET_SECONDS)
+        await simulation.settle()
+        return await self._judge()
+
+    async def _judge(self) -> Verdict:
+        simulation, history = self.simulation, self.crowd.history
+        for one in self.devices:
+            one.finish()
+        records = await read_all(simulation.log, COMMANDS)
+        batches = [EventBatch.FromString(record.value) for _, record in await read_all(simulation.log, EVENTS)]
+        tables = await simulation.timeline.dump()
+        async with open_fresh_timeline(simulation, TABLES) as fresh:
+            await replay(simulation, self._store_settings, records, fresh)
+            replayed = await fresh.dump()
+        simulation.trace.note("judge", f"tables {hash_of(tables)}")
+        timelines = timelines_of(tables)
+        entries = {where: [entry_of(event) for event in timeline.values()] for where, timeline in timelines.items()}
+        history.readings["tables"] = entries
+        verdict = judge(history)
+        faults = [
+            *verdict.stories,
+            *differences(tables, replayed),
+            *judge_events([event for batch in batches for event in batch.events], timelines, entries),
+            *judge_inboxes(tables, timelines),
+            *judge_watermarks(
+                self.crowd.directs, [CommandRecord.FromString(record.value) for _, record in records], tables, timelines
+            ),
+            *self._judge_views(tables),
+        ]
+        if faults:
+            raise BrokenError("the contract broke:\n  " + "\n  ".join(faults))
+        return verdict
+
+    def _judge_views(self, tables: Tables) -> Iterator[str]:
+        """G7, G12: what every device shows of a conversation is what its user's inbox says."""
+        for one in self.devices:
+            user, device_id = one.device
+            assert one.client is not None
+            views = {view.conversation_id: view for view in one.client.conversations()}
+            for (table, partition, key), (_, value) in tables.items():
+                if (table, partition) != (INBOX, user):
+                    continue
+                inbox, view = InboxRow.FromString(value), views.pop(key.decode(), None)
+                if view is None:
+                    yield f"{device_id} does not know {key.decode()}"
+                    continue
+                told = (view.held_seq, view.head_seq, view.delivered_seq, view.read_seq, view.unread_count)
+                true = (inbox.head_seq, inbox.head_seq, inbox.delivered_seq, inbox.read_seq, inbox.unread_count)
+                if told != true:
+                    yield f"{device_id} shows of {key.decode()} (held, head, delivered, read, unread) = {told}, the inbox {true}"
+                peer = view.peer_delivered_seq, view.peer_read_seq
+                if peer != (inbox.peer_delivered_seq, inbox.peer_read_seq):
+                    yield f"{device_id} shows of {key.decode()} the peer at {peer}, the inbox {str(inbox).split()}"
+            for foreign in views:
+                yield f"{device_id} knows {foreign}, which its user's inbox does not"
+
+    async def _run_store(self, process: Incarnation) -> None:
+        server = InProcessServer()
+        async with open_store(
+            self._store_settings,
+            log=process.log,
+            timeline=process.timeline,
+            clock=self.simulation.clock,
+            metrics=CollectorRegistry(),
+            rng=process.rng,
+        ) as store:
+            store.register(server)
+            with self._store.serving(server):
+                await asyncio.Event().wait()
+
+    async def _run_router(self, process: Incarnation) -> None:
+        simulation, server = self.simulation, InProcessServer()
+
+        @asynccontextmanager
+        async def open_gateway_channel(instance: Instance):
+            link = simulation.faults.stream(f"link {process.name} to {instance.address}")
+            async with self._internal[instance.address].connect(process.name, link, keepalive=True) as channel:
+                yield channel
+
+        async with (
+            self._connect(self._store, process, "store") as store_channel,
+            open_router(
+                RouterSettings(),
+                log=process.log,
+                registry=simulation.registry,
+                store_channel=store_channel,
+                open_gateway_channel=open_gateway_channel,
+                clock=simulation.clock,
+                metrics=CollectorRegistry(),
+                rng=process.rng,
+            ) as router,
+        ):
+            router.register(server)
+            with self._router.serving(server):
+                await asyncio.Event().wait()
+
+    async def _run_gateway(self, process: Incarnation, endpoint: Endpoint) -> None:
+        simulation = self.simulation
+        public, internal = InProcessServer(GATEWAY_SETTINGS.frame_bytes), InProcessServer()
+        async with (
+            self._connect(self._store, process, "store") as store_channel,
+            self._connect(self._router, process, "router") as router_channel,
+            open_gateway(
+                GATEWAY_SETTINGS,
+                log=process.log,
+                store_channel=store_channel,
+                router_channel=router_channel,
+                verifier=self._verifier,
+                clock=simulation.clock,
+                metrics=CollectorRegistry(),
+                rng=process.rng,
+            ) as gateway,
+        ):
+            gateway.register_public(public)
+            gateway.register_internal(internal)
+            at = self._internal[process.name] = Endpoint()
+            async with simulation.registry.open_session(Instance("gateway", gateway.instance_id, process.name)):
+                with at.serving(internal), endpoint.serving(public):
+                    await gateway.wait_failed()
+
+    @asynccontextmanager
+    async def _connect(self, endpoint: Endpoint, process: Incarnation, to: str):
+        link = self.simulation.faults.stream(f"link {process.name} to {to}")
+        async with endpoint.connect(process.name, link, keepalive=True) as channel:
+            checked: grpc.aio.Channel = channel
+            yield checked
+
+
+def run_world(seed: int, *, rates: Mapping[str, float] = RATES, keep_trace: bool = False) -> Report:
+    """Run one seed of the whole system and judge it; raises if the contract broke."""
+
+    async def main(rng: Random) -> Report:
+        count = rng.randint(1, 2)  # partitions
+        topics = {COMMANDS: count, EVENTS: count, OFFLINE: count, DEAD_LETTERS: count}
+        async with open_simulation(
+            seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=rates, keep_trace=keep_trace
+        ) as simulation:
+            verdict = await World(simulation, tiny_settings(rng)).run()
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, VirtualLoop)
+            digest, lines = simulation.trace.digest(), list(simulation.trace.lines) if keep_trace else []
+            return Report(digest, verdict, dict(simulation.faults.counts), loop.time(), loop.turns, lines)
+
+    return run_virtual(main, seed, RUN_LIMIT_SECONDS)
+
+
+if __name__ == "__main__":
+    report = run_world(int(sys.argv[1]), keep_trace=True)
+    sys.stdout.write("\n".join([*report.trace, report.verdict.line(), report.digest, ""]))
