@@ -7,7 +7,6 @@ from scripted_gateway import DEVICE, DIRECT, ME, PEER, Gateway, accepted, messag
 
 from chassis.errors import InvalidArgument, NotFound, Unavailable
 from parley.api.v1 import events_pb2 as events
-from parley.api.v1 import messaging_service_pb2 as api
 from parley_client import (
     CallError,
     CaughtUp,
