@@ -13,9 +13,9 @@ from parley.api.v1.events_pb2 import Event
 from parley.api.v1.messaging_service_pb2 import ListEventsRequest, ListEventsResponse
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_cli.failures import CommandError
+from parley_protocol.limits import PAGE_EVENTS
 
 CALL_SECONDS = 30.0
-_PAGE_EVENTS = 200  # the protocol's most
 _STATUS_KEY = "grpc-status-details-bin"
 _PATIENCE_SECONDS = 60.0  # with a server that says it is overloaded
 
@@ -54,7 +54,7 @@ async def read_timeline(stub: MessagingServiceStub, token: str, conversation_id:
     """Yield all events of a conversation after a seq, as the server gives them."""
     metadata = bearer(token)
     while True:
-        request = ListEventsRequest(conversation_id=conversation_id, after_seq=after_seq, page_size=_PAGE_EVENTS)
+        request = ListEventsRequest(conversation_id=conversation_id, after_seq=after_seq, page_size=PAGE_EVENTS)
         page = await patiently(partial(_list_events, stub, request, metadata))
         for event in page.events:
             yield event

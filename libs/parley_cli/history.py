@@ -13,8 +13,8 @@ from parley_cli.connection import Connection, connection_options, examples, user
 from parley_cli.rendering import json_of, line_of
 from parley_client.errors import call_error
 from parley_protocol.ids import direct_conversation_id, is_conversation_id
+from parley_protocol.limits import PAGE_EVENTS
 
-_PAGE_EVENTS = 200  # the most that a server gives at once
 _CALL_SECONDS = 10.0
 
 
@@ -52,7 +52,7 @@ async def _read(connection: Connection, user: str, conversation_id: str, limit: 
     async with open_stub(connection, user, "") as (stub, metadata):
         while limit:
             request = messaging_service_pb2.ListEventsRequest(
-                conversation_id=conversation_id, before_seq=before, page_size=min(limit, _PAGE_EVENTS)
+                conversation_id=conversation_id, before_seq=before, page_size=min(limit, PAGE_EVENTS)
             )
             try:
                 page = await stub.ListEvents(request, metadata=metadata, timeout=_CALL_SECONDS)

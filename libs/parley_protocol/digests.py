@@ -30,7 +30,10 @@ def bucket_of(conversation_id: str) -> int:
 
 
 def digest_of(held: Held) -> int:
-    """Return one conversation's 64-bit digest: the first 8 bytes, big-endian, of SHA-256 over the id and six 8-byte big-endian numbers."""
+    """Return one conversation's 64-bit digest.
+
+    That is the first 8 bytes, big-endian, of SHA-256 over the id and six 8-byte big-endian numbers.
+    """
     numbers = b"".join(number.to_bytes(8, "big") for number in held[1:])
     return int.from_bytes(hashlib.sha256(held.conversation_id.encode() + numbers).digest()[:8], "big")
 

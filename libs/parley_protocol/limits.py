@@ -23,3 +23,5 @@ class Rules(NamedTuple):
 
 RULES: Final[dict[int, Rules]] = {1: Rules()}
 DEFAULT_MEMBER_CAP: Final = 500
+PAGE_EVENTS: Final = 200  # ListEvents, at most; 3.2 MB of bodies at their limit
+PAGE_CONVERSATIONS: Final = 200  # Sync, at most

@@ -22,7 +22,7 @@ from chassis.tasks import Tasks
 from parley.api.v1.messaging_service_pb2 import ConnectResponse, FrameError, GoAwayReason, Hello, Limits, Welcome
 from parley.gateway.v1.frames_pb2 import RawConnectRequest
 from parley_protocol.ids import is_app_id
-from parley_protocol.limits import RULES, RULES_VERSION
+from parley_protocol.limits import PAGE_CONVERSATIONS, PAGE_EVENTS, RULES, RULES_VERSION
 from services.gateway.config import GatewaySettings
 from services.gateway.directory import Directory
 from services.gateway.goodbyes import go_away
@@ -35,8 +35,6 @@ from services.gateway.tokens import TokenVerifier
 
 _MAX_BAD_FRAMES: Final = 16  # in a row: a client that mends nothing
 _CLIENT_CHARS: Final = 128
-PAGE_EVENTS: Final = 200
-PAGE_CONVERSATIONS: Final = 200
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

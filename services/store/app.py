@@ -34,21 +34,13 @@ class Store:
 
 @asynccontextmanager
 async def open_store(
-    settings: StoreSettings,
-    *,
-    log: EventLog,
-    timeline: Timeline,
-    clock: Clock,
-    metrics: CollectorRegistry,
-    rng: random.Random,
+    settings: StoreSettings, *, log: EventLog, timeline: Timeline, clock: Clock, metrics: CollectorRegistry, rng: random.Random
 ) -> AsyncIterator[Store]:
     """Apply the log and answer reads until the block is left; a batch under way is applied again by the next store."""
     store_metrics = StoreMetrics(metrics)
     recent = RecentEvents(settings.recent_bytes)
     reader = Reader(timeline, recent, settings.bucket_bits)
-    applier = Applier(
-        settings, log=log, timeline=timeline, recent=recent, clock=clock, metrics=store_metrics, rng=rng
-    )
+    applier = Applier(settings, log=log, timeline=timeline, recent=recent, clock=clock, metrics=store_metrics, rng=rng)
     rpc = StoreRpc(reader, Syncer(timeline, reader), clock, store_metrics)
     async with open_tasks("store") as tasks:
         tasks.spawn(applier.run(tasks), name="apply")

@@ -185,9 +185,7 @@ class Applier:
             decodable.append(Decodable(raw.offset, raw.time_ms, record, key, key_hash(key) if key else 0))
         return decodable
 
-    def _decide(
-        self, memory: PartitionMemory, partition: int, item: Decodable, work: "_Work", letters: list[LogEntry]
-    ) -> None:
+    def _decide(self, memory: PartitionMemory, partition: int, item: Decodable, work: "_Work", letters: list[LogEntry]) -> None:
         record = item.record
         loaded = memory[record.conversation_id]
         position = Position(self._log.epoch, partition, item.offset)

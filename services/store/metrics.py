@@ -25,14 +25,9 @@ class StoreMetrics:
             phases.labels, ("load", "decide", "rows", "states", "publish")
         )
         self.batch_records = Histogram(
-            "parley_store_batch_records",
-            "Records in a batch.",
-            registry=registry,
-            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
+            "parley_store_batch_records", "Records in a batch.", registry=registry, buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
         )
-        self.retries = Counter(
-            "parley_store_batch_retries_total", "Batches given back after an engine failed.", registry=registry
-        )
+        self.retries = Counter("parley_store_batch_retries_total", "Batches given back after an engine failed.", registry=registry)
         self.stopped = Gauge(
             "parley_store_partition_stopped",
             "1 where a partition stopped and needs a person: the log names the record.",

@@ -22,13 +22,13 @@ from parley.api.v1.messaging_service_pb2 import (
 from parley.store.v1.store_service_pb2 import ListRecipientsResponse, Recipient
 from parley_protocol.frames import field
 from parley_protocol.ids import is_conversation_id
+from parley_protocol.limits import PAGE_EVENTS
 from services.store import rows
 from services.store.actions import require_member
 from services.store.page_tokens import decode_page_token, encode_page_token
 from services.store.recent import RecentEvents
 from services.store.state import DIRECT, ConversationState, Member
 
-EVENTS_PAGE_MAX = 200
 EVENTS_PAGE_DEFAULT = 50
 MEMBERS_PAGE_MAX = 500
 MEMBERS_PAGE_DEFAULT = 100
@@ -107,7 +107,7 @@ class Reader:
 
     async def list_events(self, user: str, request: ListEventsRequest) -> ListEventsResponse:
         """Return a page of the caller's view of one timeline."""
-        limit = page_size_of(request.page_size, EVENTS_PAGE_DEFAULT, EVENTS_PAGE_MAX)
+        limit = page_size_of(request.page_size, EVENTS_PAGE_DEFAULT, PAGE_EVENTS)
         mark = request.before_seq or request.after_seq
         if mark < 0:
             raise InvalidArgument("FIELD_INVALID", "after_seq and before_seq are 0 or more")
@@ -235,9 +235,5 @@ def _bucket_runs(seqs: Sequence[int], bucket_bits: int) -> list[tuple[int, int]]
 
 def _api_member(name: str, member: Member) -> ApiMember:
     return ApiMember(
-        user_id=name,
-        role=member.role,
-        first_seq=member.stays[-1][0],
-        delivered_seq=member.delivered_seq,
-        read_seq=member.read_seq,
+        user_id=name, role=member.role, first_seq=member.stays[-1][0], delivered_seq=member.delivered_seq, read_seq=member.read_seq
     )

@@ -36,27 +36,19 @@ class StoreRpc(StoreServiceServicer):
         answer = self._syncer.sync(request.user_id, request.request)
         return pb.SyncResponse(response=await self._timed(self._sync_seconds, answer))
 
-    async def ListEvents(
-        self, request: pb.ListEventsRequest, context: Context
-    ) -> pb.ListEventsResponse:
+    async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
         answer = self._reader.list_events(request.user_id, request.request)
         return pb.ListEventsResponse(response=await self._timed(self._events_seconds, answer))
 
-    async def GetConversation(
-        self, request: pb.GetConversationRequest, context: Context
-    ) -> pb.GetConversationResponse:
+    async def GetConversation(self, request: pb.GetConversationRequest, context: Context) -> pb.GetConversationResponse:
         answer = self._reader.get_conversation(request.user_id, request.request)
         return pb.GetConversationResponse(response=await self._timed(self._conversation_seconds, answer))
 
-    async def ListMembers(
-        self, request: pb.ListMembersRequest, context: Context
-    ) -> pb.ListMembersResponse:
+    async def ListMembers(self, request: pb.ListMembersRequest, context: Context) -> pb.ListMembersResponse:
         answer = self._reader.list_members(request.user_id, request.request)
         return pb.ListMembersResponse(response=await self._timed(self._members_seconds, answer))
 
-    async def ListRecipients(
-        self, request: pb.ListRecipientsRequest, context: Context
-    ) -> pb.ListRecipientsResponse:
+    async def ListRecipients(self, request: pb.ListRecipientsRequest, context: Context) -> pb.ListRecipientsResponse:
         return await self._timed(self._recipients_seconds, self._reader.list_recipients(request.conversation_id))
 
     async def _timed(self, seconds: Histogram, answer: Awaitable[T]) -> T:

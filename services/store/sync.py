@@ -8,12 +8,12 @@ from chassis.timeline import Timeline
 from parley.api.v1.messaging_service_pb2 import SyncRequest, SyncResponse
 from parley.store.v1.rows_pb2 import InboxRow
 from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digests_of
+from parley_protocol.limits import PAGE_CONVERSATIONS
 from services.store import rows
 from services.store.page_tokens import decode_page_token, encode_page_token
 from services.store.reads import Reader, conversation_of, page_size_of, seqs_before, unbroken
 from services.store.state import ConversationState
 
-PAGE_MAX = 200
 PAGE_DEFAULT = 50
 LAST_EVENTS_MAX = 50
 _QUESTION = "sync "
@@ -45,7 +45,7 @@ class Syncer:
             raise InvalidArgument("FIELD_INVALID", f"digests are none or {BUCKET_COUNT}")
         if not 0 <= request.last_events_count <= LAST_EVENTS_MAX:
             raise InvalidArgument("FIELD_INVALID", f"last_events_count is 0 to {LAST_EVENTS_MAX}")
-        limit = page_size_of(request.page_size, PAGE_DEFAULT, PAGE_MAX)
+        limit = page_size_of(request.page_size, PAGE_DEFAULT, PAGE_CONVERSATIONS)
         after = _place_of(decode_page_token(_QUESTION + user, request.page_token)) if request.page_token else None
 
         entries = await self._entries(user)
@@ -82,12 +82,7 @@ class Syncer:
         return entries
 
     async def _fill(
-        self,
-        response: SyncResponse,
-        user: str,
-        page: list[_Entry],
-        states: Mapping[str, ConversationState],
-        last_events_count: int,
+        self, response: SyncResponse, user: str, page: list[_Entry], states: Mapping[str, ConversationState], last_events_count: int
     ) -> None:
         for entry in page:
             state = states.get(entry.held.conversation_id)
