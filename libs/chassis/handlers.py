@@ -24,59 +24,65 @@ if TYPE_CHECKING:
 else:
     Handler = grpc.RpcMethodHandler  # generic for type checkers only
 _Behavior = Callable[[Any, Any], Awaitable[Any]]
+RunningHandlers = dict[asyncio.Task[Any], None]  # for a server that waits for its handlers
 log = structlog.get_logger()
 
 
-def guard(method: str, handler: Handler) -> Handler:
+def guard(method: str, handler: Handler, running: RunningHandlers) -> Handler:
     """Wrap a handler: what it raises becomes a google.rpc.Status, what it can't decode INVALID_ARGUMENT.
 
     An unexpected exception is logged once, with its traceback and a reference that the client gets. Cancellation passes through,
     unless nobody cancelled the call: gRPC would leave its client waiting. A handler that is not async (as those that generated base
-    classes bring) answers UNIMPLEMENTED.
+    classes bring) answers UNIMPLEMENTED. While it runs, its task stands in `running`.
     """
     decode, encode = _decoder(handler.request_deserializer), handler.response_serializer
     if handler.request_streaming and handler.response_streaming:
-        streams = _guarded(method, _writing(_async(method, handler.stream_stream)))
+        streams = _guarded(method, running, _writing(_async(method, handler.stream_stream)))
         return grpc.stream_stream_rpc_method_handler(streams, decode, encode)
     if handler.request_streaming:
-        gathers = _guarded(method, _encoding(_async(method, handler.stream_unary), encode))
+        gathers = _guarded(method, running, _encoding(_async(method, handler.stream_unary), encode))
         return grpc.stream_unary_rpc_method_handler(gathers, decode, None)
     if handler.response_streaming:
-        spreads = _guarded(method, _decoding(_writing(_async(method, handler.unary_stream)), decode))
+        spreads = _guarded(method, running, _decoding(_writing(_async(method, handler.unary_stream)), decode))
         return grpc.unary_stream_rpc_method_handler(spreads, None, encode)
-    answers = _guarded(method, _decoding(_encoding(_async(method, handler.unary_unary), encode), decode))
+    answers = _guarded(method, running, _decoding(_encoding(_async(method, handler.unary_unary), encode), decode))
     return grpc.unary_unary_rpc_method_handler(answers, None, None)
 
 
-def guard_methods(service: str, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+def guard_methods(service: str, handlers: Mapping[str, Handler], running: RunningHandlers) -> dict[str, Handler]:
     """Wrap a service's handlers, by method name."""
-    return {name: guard(f"/{service}/{name}", handler) for name, handler in handlers.items()}
+    return {name: guard(f"/{service}/{name}", handler, running) for name, handler in handlers.items()}
 
 
 class GuardedGenericHandler(grpc.GenericRpcHandler):
     """Wraps what a generic handler finds, a call."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler) -> None:
+    def __init__(self, inner: grpc.GenericRpcHandler, running: RunningHandlers) -> None:
         self._inner = inner
+        self._running = running
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         handler = self._inner.service(handler_call_details)
-        return None if handler is None else guard(str(handler_call_details.method), handler)
+        return None if handler is None else guard(str(handler_call_details.method), handler, self._running)
 
 
-def _guarded(method: str, behavior: _Behavior) -> _Behavior:
+def _guarded(method: str, running: RunningHandlers, behavior: _Behavior) -> _Behavior:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        running[task] = None
         try:
             return await behavior(request, context)
         except (grpc.aio.AbortError, grpc.aio.InternalError):
             raise  # answered, or written to a call whose client is gone: nobody to answer, and no bug
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if task.cancelling():
                 raise
             await _answer(method, context, RuntimeError("something that the handler waited for was cancelled"), error)
         except Exception as error:
             await _answer(method, context, error)
+        finally:
+            del running[task]
 
     return guarded
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from chassis.server import BindError
+from chassis.server import BindError, split_bind
 from chassis.tasks import open_tasks
 
 _REQUEST_SECONDS: Final = 5.0  # a scraper on the same network needs milliseconds
@@ -38,15 +38,15 @@ async def open_metrics_server(bind: str, registry: CollectorRegistry) -> AsyncIt
         finally:
             writer.close()
 
-    host, _, port = bind.rpartition(":")
+    host, port = split_bind(bind)
     async with open_tasks("metrics") as tasks:
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             tasks.spawn(serve(reader, writer), name="scrape")
 
         try:
-            server = await asyncio.start_server(accept, host.strip("[]"), int(port), limit=_REQUEST_BYTES)
-        except (OSError, OverflowError, ValueError) as error:
+            server = await asyncio.start_server(accept, host.strip("[]"), port, limit=_REQUEST_BYTES)
+        except OSError as error:
             raise BindError(f"can't listen on {bind}: {error}") from error
         async with server:
             yield RunningMetricsServer(f"{host}:{server.sockets[0].getsockname()[1]}")

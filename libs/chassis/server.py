@@ -12,7 +12,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from chassis.handlers import GuardedGenericHandler, Handler, guard_methods
+from chassis.handlers import GuardedGenericHandler, Handler, RunningHandlers, guard_methods
 from chassis.transport import SERVER_MAX_RECEIVE_BYTES, TlsFiles, server_credentials, server_options
 
 Register = Callable[[grpc.aio.Server], None]
@@ -53,6 +53,7 @@ async def open_server(
 
     Leaving refuses new calls, gives running ones `stop_grace_seconds`, then cancels them. Raises BindError, TlsError.
     """
+    host, port = split_bind(bind)
     inner = grpc.aio.server(options=server_options(max_receive_bytes))
     server = _GuardedServer(inner)
     register(server)
@@ -64,13 +65,13 @@ async def open_server(
     names = (*server.services, reflection.SERVICE_NAME)
     servicer = reflection.aio.ReflectionServicer(names)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # has no stubs
-    port = _bind(inner, bind, tls)
-    await inner.start()
     try:
-        yield RunningServer(f"{_split(bind)[0]}:{port}", running_services, health_servicer)
+        port = _bind(inner, bind, tls)
+        await inner.start()
+        yield RunningServer(f"{host}:{port}", running_services, health_servicer)
     finally:
         await health_servicer.enter_graceful_shutdown()
-        await _stop(inner, bind, stop_grace_seconds)
+        await _stop(inner, server.handlers, stop_grace_seconds)
 
 
 class _GuardedServer(grpc.aio.Server):
@@ -79,16 +80,17 @@ class _GuardedServer(grpc.aio.Server):
     def __init__(self, inner: grpc.aio.Server) -> None:
         self._inner = inner
         self.services: list[str] = []
+        self.handlers: RunningHandlers = {}
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         handlers = list(generic_rpc_handlers)
         for handler in handlers:
             if isinstance(handler, grpc.ServiceRpcHandler) and handler.service_name() not in self.services:
                 self.services.append(handler.service_name())
-        self._inner.add_generic_rpc_handlers([GuardedGenericHandler(handler) for handler in handlers])
+        self._inner.add_generic_rpc_handlers([GuardedGenericHandler(handler, self.handlers) for handler in handlers])
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        self._inner.add_registered_method_handlers(service_name, guard_methods(service_name, method_handlers))
+        self._inner.add_registered_method_handlers(service_name, guard_methods(service_name, method_handlers, self.handlers))
 
     def add_insecure_port(self, address: str) -> int:
         raise grpc.aio.UsageError(f"open_server chooses the port, not {address}")
@@ -119,27 +121,32 @@ def _bind(server: grpc.aio.Server, bind: str, tls: TlsFiles | None) -> int:
 
 def _why_not(bind: str) -> str:
     """Find out why an address could not be bound, which gRPC only logs."""
-    host, port = _split(bind)
+    host, port = split_bind(bind)
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as probe:
                 probe.bind(address)
-    except (OSError, OverflowError, ValueError) as error:
+    except OSError as error:
         return str(error)
     return "the address was refused"
 
 
-def _split(bind: str) -> tuple[str, str]:
+def split_bind(bind: str) -> tuple[str, int]:
+    """Split host:port. Raises BindError: gRPC would take port 70000 for 4464, and a missing one for 443."""
     host, _, port = bind.rpartition(":")
-    return host, port
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 0xFFFF:
+        raise BindError(f"can't listen on {bind!r}: it is not host:port with a port from 0 to 65535")
+    return host, int(port)
 
 
-async def _stop(server: grpc.aio.Server, bind: str, grace_seconds: float) -> None:
-    """Stop, even if a handler ignores its cancellation (gRPC would wait for it for ever) or we are being cancelled."""
+async def _stop(server: grpc.aio.Server, handlers: RunningHandlers, grace_seconds: float) -> None:
+    """Stop, and wait for the handlers, which gRPC only cancels. One that ignores its cancellation is named and left."""
     stopping: asyncio.Task[Any] = asyncio.ensure_future(server.stop(grace_seconds))
     _, late = await asyncio.wait([stopping], timeout=grace_seconds + _STOP_LIMIT_SECONDS)
-    if late:
-        log.error("server did not stop: a handler ignores its cancellation", bind=bind)
+    if handlers:
+        await asyncio.wait(list(handlers), timeout=_STOP_LIMIT_SECONDS)
+    if handlers or late:
+        log.error("server did not stop in time", handlers=[task.get_name() for task in handlers])
         stopping.cancel()
     else:
         stopping.result()

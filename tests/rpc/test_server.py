@@ -1,0 +1,246 @@
+"""What a server on a socket owes besides its handlers: health, reflection, TLS, clear refusals, robustness, an end."""
+
+import asyncio
+import datetime
+import ipaddress
+import re
+from contextlib import suppress
+
+import grpc
+import grpc.aio
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
+
+from chassis import server as server_module
+from chassis.channels import open_channel
+from chassis.server import BindError, open_server
+from chassis.transport import TlsError, TlsFiles, TlsRoots
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def echo(request, context):
+    return request
+
+
+def register(server):
+    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
+    server.add_registered_method_handlers("test.Echo", handlers)
+
+
+@pytest.fixture
+async def running():
+    async with open_server(bind="127.0.0.1:0", register=register, stop_grace_seconds=0.1) as running:
+        yield running
+
+
+@pytest.fixture
+async def channel(running):
+    async with open_channel(running.address) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """Make a certificate for localhost and 127.0.0.1 that signs itself."""
+    folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(private)
+    return TlsFiles(folder / "cert.pem", folder / "key.pem")
+
+
+# Health and reflection
+
+
+@pytest.mark.parametrize("service", ["", "test.Echo"])
+async def test_health_answers_for_the_server_and_each_service(channel, service):
+    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+    assert answer.status == SERVING
+
+
+async def test_health_of_an_unknown_service_is_not_found(channel):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nothing"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_health_watchers_learn_that_the_server_drains(running, channel):
+    call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="test.Echo"))
+    assert (await call.read()).status == SERVING
+    await running.set_serving(False)
+    assert (await call.read()).status == NOT_SERVING
+    await running.set_serving(True)
+    assert (await call.read()).status == SERVING
+    call.cancel()
+
+
+async def test_reflection_lists_what_is_served(channel):
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+    [answer] = [answer async for answer in call]
+    names = {service.name for service in answer.list_services_response.service}
+    assert names == {"test.Echo", "grpc.reflection.v1alpha.ServerReflection", "grpc.health.v1.Health"}
+
+
+async def test_reflection_describes_a_service(channel):
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="grpc.health.v1.Health")
+    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+    [answer] = [answer async for answer in call]
+    assert b"HealthCheckRequest" in answer.file_descriptor_response.file_descriptor_proto[0]
+
+
+# Addresses and TLS
+
+
+async def test_a_second_server_on_the_address_is_refused_by_name(running):
+    with pytest.raises(BindError, match=rf"{re.escape(running.address)}: .*in use"):
+        await open_server(bind=running.address, register=register).__aenter__()
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:99999", "256.0.0.1:0", "nonsense", ":1", "192.0.2.1:0"])
+async def test_an_address_that_can_not_be_bound_is_named(bind):
+    with pytest.raises(BindError, match=re.escape(bind)):
+        await open_server(bind=bind, register=register).__aenter__()
+
+
+async def test_tls_serves_whom_the_client_trusts(tls):
+    async with open_server(bind="127.0.0.1:0", register=register, tls=tls, stop_grace_seconds=0.1) as running:
+        async with open_channel(running.address, TlsRoots(tls.certificate)) as channel:
+            assert await channel.unary_unary("/test.Echo/Echo")(b"hi", timeout=10) == b"hi"
+        for distrusting in (TlsRoots(), None):
+            async with open_channel(running.address, distrusting) as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await channel.unary_unary("/test.Echo/Echo")(b"hi", timeout=10)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("broken", ["missing", "garbage", "other key"])
+async def test_tls_files_that_can_not_be_used_are_named(tls, tmp_path, broken):
+    key = tmp_path / "bad.pem"
+    if broken == "garbage":
+        key.write_bytes(b"nothing")
+    if broken == "other key":
+        other = ec.generate_private_key(ec.SECP256R1())
+        private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        key.write_bytes(other.private_bytes(serialization.Encoding.PEM, *private))
+    with pytest.raises(TlsError, match=r"bad\.pem"):
+        await open_server(bind="127.0.0.1:0", register=register, tls=TlsFiles(tls.certificate, key)).__aenter__()
+
+
+async def test_trusted_certificates_that_can_not_be_read_are_named(tmp_path):
+    with pytest.raises(TlsError, match=r"none\.pem"):
+        await open_channel("127.0.0.1:1", TlsRoots(tmp_path / "none.pem")).__aenter__()
+
+
+# Robustness
+
+
+async def connect(address):
+    host, port = address.rsplit(":", 1)
+    return await asyncio.open_connection(host, int(port))
+
+
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        bytes(range(256)) * 50,
+        b"\x16\x03\x01\x02\x00\x01",  # begins like TLS
+        HTTP2_PREFACE + bytes(range(255, -1, -1)) * 50,
+        HTTP2_PREFACE + SETTINGS + b"\x00\x40\x00\x01\x04\x00\x00\x00\x01" + b"\xff" * 0x4000,  # headers that are none
+        HTTP2_PREFACE + SETTINGS + b"\x00\x00\x08\x06\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" * 1000,  # a ping flood
+        HTTP2_PREFACE + SETTINGS + b"\x00\x00\x04\x03\x00\x00\x00\x00\x01\x00\x00\x00\x08" * 1000,  # resets of no stream
+    ],
+    ids=["http1", "any bytes", "tls", "after the preface", "headers", "pings", "resets"],
+)
+async def test_garbage_on_the_port_ends_its_own_connection_and_hurts_no_other(running, channel, garbage):
+    echo = channel.unary_unary("/test.Echo/Echo")
+    assert await echo(b"before") == b"before"
+    reader, writer = await connect(running.address)
+    writer.write(garbage)
+    with suppress(ConnectionError):  # the server may hang up while it is being written to
+        await writer.drain()
+    assert await echo(b"during") == b"during"
+    with suppress(OSError):  # or have hung up
+        writer.write_eof()
+        await reader.read()
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+    assert await echo(b"after") == b"after"
+
+
+async def test_a_connection_that_says_nothing_or_is_cut_hurts_no_other(running, channel):
+    echo = channel.unary_unary("/test.Echo/Echo")
+    for opening in (b"", HTTP2_PREFACE[:10], HTTP2_PREFACE + SETTINGS[:5]):
+        _, writer = await connect(running.address)
+        writer.write(opening)
+        await writer.drain()
+        assert await echo(b"still here") == b"still here"
+        writer.transport.abort()
+    assert await echo(b"after") == b"after"
+
+
+async def test_leaving_does_not_hang_on_a_handler_that_ignores_its_cancellation(monkeypatch):
+    monkeypatch.setattr(server_module, "_STOP_LIMIT_SECONDS", 0.2)
+    release, started = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(request, context):
+        started.set()
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await release.wait()
+        return request
+
+    def register_stubborn(server):
+        handlers = {"Hold": grpc.unary_unary_rpc_method_handler(stubborn)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Hold", handlers),))
+
+    try:
+        with capture_logs() as logs:
+            async with (
+                open_server(bind="127.0.0.1:0", register=register_stubborn, stop_grace_seconds=0.1) as running,
+                open_channel(running.address) as channel,
+            ):
+                call = channel.unary_unary("/test.Hold/Hold")(b"")
+                await started.wait()
+                call.cancel()
+        assert [(entry["event"], len(entry["handlers"])) for entry in logs] == [("server did not stop in time", 1)]
+        assert "/test.Hold/Hold" in logs[0]["handlers"][0]
+    finally:
+        release.set()
+
+
+async def test_an_address_is_free_again_once_the_server_has_stopped():
+    async with open_server(bind="127.0.0.1:0", register=register) as first:
+        address = first.address
+    async with open_server(bind=address, register=register) as second, open_channel(second.address) as channel:
+        assert await channel.unary_unary("/test.Echo/Echo")(b"hi", timeout=10) == b"hi"
