@@ -13,7 +13,7 @@ import grpc
 from chassis.clock import Clock
 from parley.api.v1.messaging_service_pb2 import ConnectResponse, Welcome
 from parley_client.device_frames import hello_frame
-from parley_client.errors import call_error, cancelled_from_outside
+from parley_client.errors import CallError, call_error, cancelled_from_outside, read_status
 from parley_client.reconnect import Verdict, after_error, after_go_away, after_loss
 from parley_client.token import Metadata
 
@@ -51,6 +51,8 @@ class Connection:
         self._watch(self._clock.monotonic() + timeout_seconds, self._end_unwelcomed)
         await self.write(hello_frame(device_id, client_name))
         frame = await self.read()
+        if frame.HasField("frame_error"):
+            raise StreamEndedError(after_error(CallError(*read_status(frame.frame_error.status))))
         if not frame.HasField("welcome"):
             raise StreamEndedError(after_loss(f"the first frame was {frame.WhichOneof('frame')}, not Welcome"))
         self.heartbeat_seconds = frame.welcome.heartbeat_interval.ToNanoseconds() / 1e9 or DEFAULT_HEARTBEAT_SECONDS

@@ -116,9 +116,9 @@ class Stream:
         """Send a ServerBatch."""
         await self._context.write(api.ConnectResponse(batch=api.ServerBatch(**fields)))
 
-    async def go_away(self, name: str, *, delay_seconds: int = 0, reconnect: bool = True) -> None:
+    async def go_away(self, name: str, *, delay_seconds: int = 0, reconnect: bool = True, address: str = "") -> None:
         """Say goodbye and end the stream."""
-        go_away = api.GoAway(reason=api.GoAwayReason.Value(f"GO_AWAY_REASON_{name}"), reconnect=reconnect)
+        go_away = api.GoAway(reason=api.GoAwayReason.Value(f"GO_AWAY_REASON_{name}"), reconnect=reconnect, address=address)
         go_away.reconnect_delay.FromSeconds(delay_seconds)
         await self._context.write(api.ConnectResponse(go_away=go_away))
         self.end()

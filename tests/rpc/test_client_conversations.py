@@ -3,15 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from gateway_world import World, auth, open_world, token
 
+from chassis.transport import TlsFiles
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.commands_pb2 import ROLE_ADMIN, ROLE_OWNER
-from parley_client import Client, MemoryStore, RejectedError, SqliteStore, StatusError, TimelineEvent, open_client
+from parley_client import Client, MemoryStore, RejectedError, SignedOffError, SqliteStore, StatusError, TimelineEvent, open_client
 
 WAIT_SECONDS = 20.0  # only a failing test waits for it
 
@@ -192,6 +199,38 @@ async def test_what_can_never_be_valid_is_rejected_with_its_reason(world: World)
             assert caught.value.reason == reason
         with pytest.raises(StatusError):
             await alice.get_conversation("g_" + "a" * 26)
+
+
+async def test_a_device_id_that_no_server_takes_ends_the_client_with_the_reason(world: World):
+    async with open_client(world.address, token=token("alice"), device_id="no id", store=MemoryStore()) as client:
+        with pytest.raises(SignedOffError) as caught:
+            await client.caught_up()
+        assert caught.value.reason == "FIELD_INVALID"
+
+
+async def test_over_tls_by_the_roots_that_the_app_names(tmp_path: Path):
+    files = self_signed(tmp_path)
+    async with open_world(server={"tls": files}) as world:
+        roots = files.certificate.read_bytes()
+        async with open_client(world.address, token=token("alice"), device_id="d1", store=MemoryStore(), tls=roots) as client:
+            await client.caught_up()
+            assert (await (await client.send(to_user="bob", body="hi")).accepted()).seq == 1
+
+
+def self_signed(folder: Path) -> TlsFiles:
+    """Make a certificate for 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    names = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+    certificate = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    files = TlsFiles(folder / "certificate.pem", folder / "key.pem")
+    files.certificate.write_bytes(certificate.public_bytes(pem))
+    files.key.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return files
 
 
 async def test_presence_is_asked_for(world: World):

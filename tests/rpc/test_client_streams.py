@@ -2,12 +2,14 @@
 
 import asyncio
 import copy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 from scripted_gateway import DEVICE, DIRECT, HEARTBEAT_SECONDS, ME, PEER, Gateway, accepted, message, retry, until, virtual
 
-from chassis.errors import PermissionDenied, ResourceExhausted, Unauthenticated, build_status
+from chassis.errors import PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable, build_status
 from parley.api.v1 import commands_pb2 as commands
 from parley.api.v1 import messaging_service_pb2 as api
 from parley_client import (
@@ -24,6 +26,7 @@ from parley_client import (
     SignedOffError,
     StoreMismatchError,
     TokenUnavailableError,
+    open_client,
 )
 from parley_client.store import Change
 
@@ -221,6 +224,27 @@ async def test_a_replaced_client_stays_away_and_everybody_who_waits_is_told(gate
         await asyncio.sleep(3600)
         assert gateway.streams.empty()
     assert len(store.load().commands) == 1
+
+
+@virtual
+async def test_a_moved_client_goes_where_it_is_sent_and_home_when_nobody_is_there(gateway: Gateway):
+    other, visited = Gateway(), list[str]()
+
+    @asynccontextmanager
+    async def open_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+        visited.append(address)
+        yield gateway.channel if address == "home" else other.channel
+
+    async with open_client(
+        "home", token="t", device_id=DEVICE, store=MemoryStore(), open_channel=open_channel, clock=gateway.clock
+    ):
+        await (await gateway.stream()).go_away("MOVED", address="b")
+        stream = await other.stream()
+        assert gateway.clock.monotonic() == 0
+        other.refusal = Unavailable("UNAVAILABLE", "gone")
+        stream.end()
+        await gateway.stream()
+        assert visited == ["home", "b", "home"]
 
 
 @virtual
