@@ -283,14 +283,16 @@ class Load:
 
     async def verdict(self) -> Verdict:
         """Read everything back and judge it."""
-        if self.tally.asked > 500_000:
-            progress(f"reading back and judging {self.tally.asked} messages")
-        total, left = Verdict(), list(self.pairs)
+        total, left, told = Verdict(), list(self.pairs), time.monotonic()
 
         async def read_some() -> None:
+            nonlocal told
             while left:
                 pair = left.pop()
                 total.add(await pair.verdict(self._stub, self._target.token_for(pair.recipient.user_id)))
+                if time.monotonic() - told > _REPORT_SECONDS:
+                    told = time.monotonic()
+                    progress(f"read back and judged {total.stored} of {self.tally.asked}")
 
         async with asyncio.TaskGroup() as group:
             for _ in range(_READERS):

@@ -1,0 +1,49 @@
+"""What benchmarks count with: places in a timeline, percentiles, slopes, moments."""
+
+import random
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parley.api.v1.events_pb2 import Event
+from parley_cli.bench_pacer import arrivals
+from parley_cli.bench_report import percentiles_ms, slope
+from parley_cli.bench_stream import Follower
+
+
+@given(st.lists(st.integers(1, 12)), st.sets(st.integers(1, 12)))
+def test_a_follower_shows_each_once_in_order_without_gaps(arriving: list[int], own: set[int]):
+    follower, shown = Follower(), []
+    for seq in arriving:
+        shown += [event.seq for event in follower.take([] if seq in own else [Event(seq=seq)], [seq] if seq in own else [])]
+    have = 0
+    while have + 1 in arriving:
+        have += 1
+    assert follower.have == have
+    assert shown == [seq for seq in range(1, have + 1) if seq not in own]
+    assert follower.repeated == len(arriving) - len(set(arriving))
+
+
+def test_percentiles_are_of_the_sample_and_in_milliseconds():
+    figures = percentiles_ms([number / 1000 for number in range(1000, 0, -1)])
+    assert figures == {"p50": 501.0, "p99": 991.0, "p999": 1000.0, "max": 1000.0}
+    assert percentiles_ms([0.002]) == {"p50": 2.0, "p99": 2.0, "p999": 2.0, "max": 2.0}
+    assert percentiles_ms([]) == {"p50": None, "p99": None, "p999": None, "max": None}
+
+
+def test_a_slope_is_that_of_the_fitted_line():
+    assert slope([(0, 5), (1, 7), (2, 9)]) == 2.0
+    assert slope([(0, 1), (1, 3), (2, 1)]) == 0.0
+    assert slope([(4, 1), (4, 9)]) == 0.0
+
+
+async def test_arrivals_are_never_early_and_none_is_left_out():
+    begin, count = time.monotonic(), 0
+    async for due in arrivals(500.0, 0.2, random.Random(7)):
+        assert begin <= due <= time.monotonic()
+        count += 1
+    rng, expected, at = random.Random(7), 0, 0.0
+    while (at := at + rng.expovariate(500.0)) < 0.2:
+        expected += 1
+    assert count == expected > 50
