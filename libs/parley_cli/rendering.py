@@ -66,9 +66,7 @@ def describe_message(message: commands_pb2.SendMessage) -> str:
     parts = []
     if message.body:
         text = _text_of(message)
-        parts.append(
-            harmless(text) if text is not None else f"({len(message.body)} bytes of {message.content_type or 'no text'})"
-        )
+        parts.append(harmless(text) if text is not None else f"({len(message.body)} bytes of {message.content_type or 'no text'})")
     parts += [f"(attachment {harmless(a.uri)}, {a.size_bytes} bytes)" for a in message.attachments]
     return " ".join(parts)
 

@@ -47,9 +47,7 @@ class Group:
         if seq > self._changed_seq:
             return self._present
         return [
-            user
-            for user, stays in self._stays.items()
-            if any(first <= seq and (last == 0 or seq <= last) for first, last in stays)
+            user for user, stays in self._stays.items() if any(first <= seq and (last == 0 or seq <= last) for first, last in stays)
         ]
 
 

@@ -34,10 +34,7 @@ def test_it_names_its_address_and_how_to_chat(data: Path) -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_drains_it_within_five_seconds(data: Path, stop: signal.Signals) -> None:
-    with (
-        Server(data) as server,
-        Parley("chat", "alice", "--server", server.address, "--data", str(data), home=data.parent) as chat,
-    ):
+    with Server(data) as server, Parley("chat", "alice", "--server", server.address, "--data", str(data), home=data.parent) as chat:
         chat.expect("connected")
         server.signal(stop)
         assert server.wait(5) == 0

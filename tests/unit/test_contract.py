@@ -6,6 +6,7 @@ from copy import deepcopy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from parley.api.v1.commands_pb2 import Command, Leave, SendMessage
 from parley.api.v1.events_pb2 import Event, GroupCreated, MemberLeft
 from parley_checker.history import Answered, Asked, Device, Entry, History, Shown, asked_of, entry_of

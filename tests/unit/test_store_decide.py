@@ -261,7 +261,9 @@ def test_what_a_role_may_not_do(group, actor, action, reason):
 
 def test_groups_only_actions_are_refused_in_a_1_1(direct):
     say(direct, "alice", 1)
-    for number, action in enumerate((AddMembers(user_ids=["c"]), RemoveMember(user_id="bob"), Leave(), ChangeSettings(title="x")), 2):
+    for number, action in enumerate(
+        (AddMembers(user_ids=["c"]), RemoveMember(user_id="bob"), Leave(), ChangeSettings(title="x")), 2
+    ):
         assert rejection(act(direct, "alice", number, action)) == "WRONG_CONVERSATION_KIND"
 
 

@@ -63,7 +63,10 @@ def test_receipt(conversation, user, delivered, read, time_ms):
 @given(texts, st.lists(numbers, min_size=6, max_size=6))
 def test_inbox_change(conversation, values):
     names = ("head_seq", "message_count", "delivered_seq", "read_seq", "unread_count", "version")
-    same(encoding.inbox_change(conversation, *values), InboxChange(conversation_id=conversation, **dict(zip(names, values, strict=True))))
+    same(
+        encoding.inbox_change(conversation, *values),
+        InboxChange(conversation_id=conversation, **dict(zip(names, values, strict=True))),
+    )
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), numbers, times, numbers, numbers, blobs)

@@ -6,6 +6,7 @@ import time
 from random import Random
 
 import pytest
+
 from chassis.clock import Clock
 from chassis.testing.virtual_loop import (
     PROCESS,
