@@ -5,7 +5,7 @@ from typing import Final
 
 from services.gateway.log_writer import LogWriter
 from services.gateway.metrics import Metrics
-from services.gateway.records import ack_record
+from services.gateway.records import ack_record, of_no_device
 
 _MERGE_SECONDS: Final = 0.04  # ticks may be that late; at 10 acks a second and device it saves little, in bursts nearly all
 _AGAIN_SECONDS: Final = 0.5  # a partition that is closed or crowded mostly stays so for longer than a merge takes
@@ -27,6 +27,8 @@ class AckMerger:
         key = (user_id, conversation_id)
         held = self._held.get(key)
         if held is not None:
+            if held[2] != origin:  # from several devices: each of them has to be told of the others
+                origin = of_no_device(origin)
             self._held[key] = (max(held[0], delivered_seq), max(held[1], read_seq), origin)
         elif len(self._held) < _MAX_ENTRIES:
             self._held[key] = (delivered_seq, read_seq, origin)

@@ -18,6 +18,7 @@ def _tag(name: str) -> bytes:
 _CONVERSATION_TAG: Final = _tag("conversation_id")
 _COMMAND_TAG: Final = _tag("command")
 _ACK_TAG: Final = _tag("ack")
+_NO_DEVICE: Final = _tag("device_id") + b"\x00"
 
 
 def origin_fields(*, user_id: str, device_id: str, gateway_id: str, session_id: str, member_cap: int) -> bytes:
@@ -30,6 +31,11 @@ def origin_fields(*, user_id: str, device_id: str, gateway_id: str, session_id: 
         session_id=session_id,
         member_cap=member_cap,
     ).SerializeToString()
+
+
+def of_no_device(origin: bytes) -> bytes:
+    """Return origin fields that name no device: the last of repeated fields counts."""
+    return origin if origin.endswith(_NO_DEVICE) else origin + _NO_DEVICE
 
 
 def command_record(origin: bytes, conversation_key: bytes, command: bytes) -> bytes:

@@ -156,7 +156,15 @@ def _deliveries(record: EventRecord, recipients: Sequence[str]) -> list[Delivery
             )
         )
     if record.actor:
-        found.append(Delivery(conversation_id=record.conversation_id, shared=record.actor, user_ids=(record.user_id,)))
+        found.append(
+            Delivery(
+                conversation_id=record.conversation_id,
+                shared=record.actor,
+                user_ids=(record.user_id,),
+                actor_user_id=record.user_id,
+                actor_device_id=record.device_id,
+            )
+        )
     return found
 
 

@@ -167,7 +167,7 @@ class CommandRecord(_message.Message):
     conversation_id: _builtins.str
     """Resolved: the record's key."""
     user_id: _builtins.str
-    """Who asks, from the token, and with which device."""
+    """Who asks, from the token, and with which device; empty for watermarks merged from several."""
     device_id: _builtins.str
     gateway_id: _builtins.str
     """Where the answer goes first: the gateway's instance id, and its session or waiting call."""
@@ -262,7 +262,7 @@ class EventRecord(_message.Message):
     own: _builtins.bytes
     """The same for the actor's own device: its outcome."""
     actor: _builtins.bytes
-    """The same for every device of the actor, sent besides the others."""
+    """The same for every other device of the actor: what this one knows, having said it."""
     all_members: _builtins.bool
     """`shared` goes to those who were members at `seq`: too many to name, the router knows them."""
     wakes: _builtins.bool
