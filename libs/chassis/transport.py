@@ -46,7 +46,7 @@ def server_options(max_receive_bytes: int) -> Options:
     """Return a server's channel arguments."""
     return [
         ("grpc.max_receive_message_length", max_receive_bytes),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),  # not named as its constant in C, MIN_RECV_...
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.keepalive_time_ms", SERVER_KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", SERVER_KEEPALIVE_TIMEOUT_MS),
