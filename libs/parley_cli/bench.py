@@ -8,25 +8,28 @@ import click
 
 from parley_cli.bench_report import show
 from parley_cli.bench_target import Target, TargetOptions, run_benchmark
+from parley_cli.connection import examples
 from parley_protocol.limits import DEFAULT_MEMBER_CAP
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _POSITIVE = click.IntRange(min=1)
 
 
-@click.group(short_help="Measure a server.")
+@click.group(
+    short_help="Measure a server.",
+    epilog=examples(
+        "parley bench messages --pairs 100 --window 8 --seconds 20 --json",
+        "parley bench messages --rate 2000",
+        "parley bench group --members 500 --churn",
+        "parley bench soak --messages 1000000",
+    ),
+)
 def bench() -> None:
-    r"""Measure a server: its own CPU time a message, what it delivers in a second, its memory.
+    """Measure a server: its own CPU time a message, what it delivers in a second, its memory.
 
     Without --server a server is started for the occasion, in a folder that is removed afterwards. The server's CPU is read from
     /proc (all of its processes, user and system time); what the load generator uses is told apart. Absolute times differ between
     runs on a busy machine: compare what was measured in one run.
-
-    \b
-    Examples:
-      parley bench messages --pairs 100 --window 8 --seconds 20 --json
-      parley bench messages --rate 2000
-      parley bench soak --messages 1000000
     """
 
 
