@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from chassis import server as server_module
+from chassis import transport
 from chassis.channels import open_channel
 from chassis.server import BindError, open_server
 from chassis.transport import TlsError, TlsFiles, TlsRoots
@@ -207,6 +208,21 @@ async def test_a_connection_that_says_nothing_or_is_cut_hurts_no_other(running, 
         assert await echo(b"still here") == b"still here"
         writer.transport.abort()
     assert await echo(b"after") == b"after"
+
+
+async def test_a_client_that_pings_as_often_as_it_may_keeps_its_stream(monkeypatch):
+    monkeypatch.setattr(transport, "MIN_PING_INTERVAL_MS", 500)  # gRPC's default, 5 min, would end the stream at the third ping
+    monkeypatch.setattr(transport, "CLIENT_KEEPALIVE_MS", 1000)  # gRPC pings no faster
+    async with (
+        open_server(bind="127.0.0.1:0", register=register, stop_grace_seconds=0.1) as running,
+        open_channel(running.address) as channel,
+    ):
+        call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await call.read()).status == SERVING
+        await asyncio.sleep(3.3)  # time for three pings, which nobody sees
+        await running.set_serving(False)
+        assert (await call.read()).status == NOT_SERVING
+        call.cancel()
 
 
 async def test_leaving_does_not_hang_on_a_handler_that_ignores_its_cancellation(monkeypatch):
