@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations_with_replacement
 from typing import NamedTuple
 
-from parley_protocol.ids import DIRECT_PREFIX, direct_conversation_id
-
 from parley_checker.history import Answered, Asked, Device, DeviceHistory, Entry, History
 from parley_checker.verdict import Fault, Verdict
+from parley_protocol.ids import DIRECT_PREFIX, direct_conversation_id
 
 
 class _Conversation(NamedTuple):
