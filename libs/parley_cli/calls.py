@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import grpc
+
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_cli.connection import Connection
 from parley_cli.failures import CommandError
@@ -21,10 +23,20 @@ async def open_stub(connection: Connection, user: str, device: str) -> AsyncIter
     async with channels_to(connection.trust())(connection.server) as channel:
         try:
             async with asyncio.timeout(REACH_SECONDS):
-                await channel.channel_ready()
-        except TimeoutError:
+                await _connect(channel)
+        except (ConnectionError, TimeoutError):
             raise CommandError(unreachable(connection)) from None
         yield MessagingServiceStub(channel), metadata
+
+
+async def _connect(channel: grpc.aio.Channel) -> None:
+    """Wait until the channel is connected. Raises ConnectionError on the first failure: gRPC would try for ever."""
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            raise ConnectionError
+        await channel.wait_for_state_change(state)
+        state = channel.get_state()
 
 
 def unreachable(connection: Connection) -> str:

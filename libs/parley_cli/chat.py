@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from chassis.tasks import open_tasks
 from parley_cli.calls import REACH_SECONDS, unreachable
 from parley_cli.chat_commands import NotUnderstoodError
 from parley_cli.chat_screen import PlainScreen, TerminalScreen, open_screen
-from parley_cli.chat_session import Chat
+from parley_cli.chat_session import Chat, first_of
 from parley_cli.connection import Connection, connection_options, device_option, examples, user_id
 from parley_cli.failures import CommandError, SetupError
 from parley_client import Client, SignedOffError, SqliteStore, StoreInUseError, StoreMismatchError, open_client
@@ -95,8 +96,9 @@ async def _talk(
         chat = Chat(client, screen, tasks, user)
         with client.changes() as notices:
             tasks.spawn(chat.follow_notices(notices), name="notices")
-            await _reach(client, connection, user)
-            screen.show([("class:note", f"connected to {connection.server} as {user}, device {device}; /help lists the commands")])
+            if await _reach(chat, client, connection, user):
+                greeting = f"connected to {connection.server} as {user}, device {device}; /help lists the commands"
+                screen.show([("class:note", greeting)])
             try:
                 if group:
                     await chat.open_group(group)
@@ -106,40 +108,29 @@ async def _talk(
                 raise CommandError(f"{error}. Make one with /group create TITLE USER... in a chat.") from error
             chat.show_unread()
             chat.show_pending()
-            await _first_of(_type(chat, screen), chat.follow_events())
+            await first_of(_type(chat, screen), chat.follow_events())
             if isinstance(screen, PlainScreen):
                 await chat.settle()
 
 
-async def _reach(client: Client, connection: Connection, user: str) -> None:
-    """Wait until all is held that happened before. A device that was here before may go on without a server, a new one not."""
-    try:
+async def _reach(chat: Chat, client: Client, connection: Connection, user: str) -> bool:
+    """Wait until all is held that happened before; tell whether there is a connection. A device that was here before may go on
+    without one. Raises CommandError.
+    """
+    with suppress(TimeoutError):
         async with asyncio.timeout(REACH_SECONDS):
-            await client.caught_up()
-    except TimeoutError:
-        if not client.user_id:
-            raise CommandError(unreachable(connection)) from None
+            await first_of(client.caught_up(), chat.lost.wait())
+    if not client.user_id:
+        raise CommandError(unreachable(connection))
     if client.user_id != user:
         raise CommandError(f"the token is {client.user_id}'s, not {user}'s")
+    return not chat.lost.is_set()
 
 
 async def _type(chat: Chat, screen: TerminalScreen | PlainScreen) -> None:
     async for line in screen.lines(chat.prompt, chat.status):
         if not await chat.do(line):
             return
-
-
-async def _first_of(*coroutines: Any) -> None:
-    """Run all until one ends or fails; the others are cancelled and awaited."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 def _state_file(folder: Path, server: str, user: str, device: str) -> Path:

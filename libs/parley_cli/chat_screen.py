@@ -104,22 +104,24 @@ def open_screen() -> Iterator[TerminalScreen | PlainScreen]:
 async def _piped_lines(descriptor: int) -> AsyncIterator[str]:
     """Read lines without a thread, which could not be told to stop; a regular file never makes one wait."""
     waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
-    readable = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    if waits:
-        loop.add_reader(descriptor, readable.set)
-    try:
-        held = b""
-        while True:
-            if waits:
-                await readable.wait()
-                readable.clear()
-            data = os.read(descriptor, _READ_BYTES)
-            *complete, held = (held + data).split(b"\n")
-            for line in complete if data else [held] if held else []:
-                yield line.removesuffix(b"\r").decode(errors="replace")
-            if not data:
-                return
-    finally:
+    held = b""
+    while True:
         if waits:
-            loop.remove_reader(descriptor)
+            await _readable(descriptor)
+        data = os.read(descriptor, _READ_BYTES)
+        *complete, held = (held + data).split(b"\n")
+        for line in complete if data else [held] if held else []:
+            yield line.removesuffix(b"\r").decode(errors="replace")
+        if not data:
+            return
+
+
+async def _readable(descriptor: int) -> None:
+    """Wait until a read would not block. Asked anew for each read: an answer that came before the last one may be stale."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)

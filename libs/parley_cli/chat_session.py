@@ -5,9 +5,10 @@ their ticks turn below the prompt. As what has scrolled by can't be rewritten, a
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 from chassis.tasks import Tasks
 from parley.api.v1 import events_pb2
@@ -58,7 +59,7 @@ class Chat:
         self._shown: dict[str, int] = {}  # conversation: the highest seq on the screen
         self._oldest_shown = 0
         self._waiting: dict[bytes, str] = {}  # request id: text of a message without an outcome
-        self._lost = False  # the connection, and the user was told
+        self.lost = asyncio.Event()  # set while there is no connection, once the user was told
         self._turning = False
 
     # What surrounds the typing.
@@ -110,11 +111,11 @@ class Chat:
             case ReceiptMoved(conversation, user, delivered, read) if conversation == self._conversation:
                 self._ticks.move(user, delivered, read)
                 self._turn_soon()
-            case ConnectionChanged(ConnectionState.WAITING, detail) if not self._lost:
-                self._lost = True
+            case ConnectionChanged(ConnectionState.WAITING, detail) if not self.lost.is_set():
+                self.lost.set()
                 self._note(f"reconnecting… ({detail or 'the connection broke'}; what you type is kept and sent)")
-            case ConnectionChanged(ConnectionState.CONNECTED) if self._lost:
-                self._lost = False
+            case ConnectionChanged(ConnectionState.CONNECTED) if self.lost.is_set():
+                self.lost.clear()
                 self._note("connected again")
             case CommandHeld(_, _, reason, delay):
                 self._note(f"the server asks to wait {delay:.1f} s ({reason.lower()})")
@@ -193,14 +194,17 @@ class Chat:
             self._note(f"{left} from before not sent yet: sent when the server takes it")
 
     async def settle(self) -> None:
-        """Wait, for a while, until all that was typed has its outcome; say what is left."""
+        """Wait, for a while and while there is a connection, until all that was typed has its outcome; say what is left."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                for ticket in self._client.pending():
-                    with suppress(ClientError):
-                        await ticket.accepted()
+                await first_of(self._outcomes(), self.lost.wait())
         if left := len(self._client.pending()):
             self._note(f"{left} not sent yet: kept, and sent the next time")
+
+    async def _outcomes(self) -> None:
+        for ticket in self._client.pending():
+            with suppress(ClientError):  # a refusal is told by its notice; an end by what ends
+                await ticket.accepted()
 
     async def _say(self, text: str) -> None:
         if not self._conversation:
@@ -366,11 +370,27 @@ class Chat:
         return conversation
 
     def _where(self, conversation: str) -> str:
-        label = self._label(conversation)
-        return harmless(label) if label == conversation or is_app_id(label) else f"“{harmless(label)}” ({conversation})"
+        """Name a conversation so that /to finds it."""
+        with suppress(UnknownConversationError):
+            known = self._client.conversation(conversation)
+            return known.peer_user_id or f"“{harmless(known.title)}” ({conversation})"
+        return conversation
 
     def _note(self, text: str) -> None:
         self._screen.show([("class:note", text)])
 
     def _error(self, text: str) -> None:
         self._screen.show([("class:error", f"! {text}")])
+
+
+async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Run all until one ends or fails; the others are cancelled and awaited."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ DEADLINE_SECONDS = 30.0  # for one expected line; generous because machines that
 PARLEY = (sys.executable, "-m", "parley_cli")
 # A session leader takes the terminal on its stdin as its own, so that Ctrl-C there reaches the foreground job, as for a user.
 _TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+_WHERE_IS_THE_CURSOR = "\x1b[6n"
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?<>]*[a-zA-Z~]|\][^\x07]*\x07|[()][A-Z0-9]|[=>78])")
 
 
@@ -74,19 +76,14 @@ class Program:
     """One running command, in a session of its own. Use it as a context manager: leaving kills what still runs of it."""
 
     def __init__(
-        self,
-        *command: str,
-        home: Path,
-        env: Mapping[str, str] | None = None,
-        terminal: bool = False,
-        directory: Path | None = None,
+        self, *command: str, home: Path, env: Mapping[str, str] | None = None, terminal: bool = False, directory: Path | None = None
     ) -> None:
         self.stdout, self.stderr = Output(), Output()
         self._terminal: int | None = None
         if terminal:
             self._terminal, inner = pty.openpty()
-            # No answers to cursor position requests here: prompt_toolkit would wait for them and then warn.
-            env = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "100", "LINES": "30"} | dict(env or {})
+            termios.tcsetwinsize(inner, (30, 100))
+            env = {"TERM": "xterm-256color"} | dict(env or {})
             command = (sys.executable, "-c", _TAKE_TERMINAL, *command)
             pipes = (inner, inner, inner)
         else:
@@ -133,6 +130,16 @@ class Program:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def terminal_echoes(self) -> bool:
+        """Whether its terminal is in the state in which shells expect it."""
+        assert self._terminal is not None
+        return bool(termios.tcgetattr(self._terminal)[3] & termios.ECHO)
 
     def expect(self, pattern: str, seconds: float = DEADLINE_SECONDS) -> re.Match[str]:
         """Wait for a pattern on stdout; if it does not come, stderr is shown too."""
@@ -181,6 +188,8 @@ class Program:
         with contextlib.suppress(OSError):  # EIO: the other side of the terminal is closed
             while data := os.read(self._terminal, 65_536):
                 text = held + decoder.decode(data)
+                if _WHERE_IS_THE_CURSOR in text:
+                    os.write(self._terminal, b"\x1b[1;1R")  # in the first line: enough to know how much fits below it
                 cut = text.rfind("\x1b")
                 held = text[cut:] if cut >= 0 and not _ESCAPES.match(text, cut) else ""
                 self.stdout.feed(_ESCAPES.sub("", text[: len(text) - len(held)]))
@@ -200,6 +209,16 @@ class Server(Parley):
     def __init__(self, data: Path, *arguments: str, listen: str = "127.0.0.1:0", env: Mapping[str, str] | None = None) -> None:
         super().__init__("up", "--listen", listen, "--data", str(data), *arguments, home=data.parent, env=env)
         self.address = ""
+        self.data = data
+        self.home = data.parent
+
+    @property
+    def client_options(self) -> list[str]:
+        return ["--server", self.address, "--data", str(self.data)]
+
+    def run(self, *arguments: str, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> tuple[int, str, str]:
+        """Run a client command of it to the end; return exit code, stdout and stderr."""
+        return run(*arguments, *self.client_options, home=self.home, env=env, stdin=stdin)
 
     def __enter__(self) -> Self:
         try:
