@@ -9,12 +9,12 @@ from chassis.errors import InvalidArgument
 from parley.gateway.v1.gateway_service_pb2 import (
     DeliverRequest,
     DeliverResponse,
-    Delivery,
     ListSessionsRequest,
     ListSessionsResponse,
     Unreached,
 )
 from parley.gateway.v1.gateway_service_pb2_grpc import GatewayServiceServicer
+from parley.log.v1.records_pb2 import EventRecord
 from services.gateway.directory import Directory
 from services.gateway.metrics import Metrics
 
@@ -42,36 +42,38 @@ class GatewayRpc(GatewayServiceServicer):
 
     def deliver(self, request: DeliverRequest) -> DeliverResponse:
         """Queue everything and say who was not reached."""
-        deliveries = request.deliveries
         unreached: list[Unreached] = []
-        for delivery in deliveries:
-            self._deliver_one(delivery, unreached.append)
-        self._metrics.counts.deliveries += len(deliveries)
+        for event in request.events:
+            self._deliver_one(event, unreached.append)
+        self._metrics.counts.deliveries += len(request.events)
         if unreached:
             self._metrics.unreached.inc(len(unreached))
         return DeliverResponse(number=request.number, unreached=unreached)
 
-    def _deliver_one(self, delivery: Delivery, report: Callable[[Unreached], None]) -> None:
+    def _deliver_one(self, event: EventRecord, report: Callable[[Unreached], None]) -> None:
         by_user = self._directory.by_user
-        actor_user_id, actor_device_id, own = delivery.actor_user_id, delivery.actor_device_id, delivery.own
+        actor, device_id, own, shared = event.user_id, event.device_id, event.own, event.shared
         if own:
-            waiting = self._directory.waiting.get(delivery.session_id)
+            waiting = self._directory.waiting.get(event.session_id)
             if waiting is not None:
                 # A call got the outcome, so the device's stream, if it has one, learns of it like any other device.
-                actor_device_id = ""
+                device_id = ""
                 if not waiting.done():
                     waiting.set_result(own)
             else:
-                for session in by_user.get(actor_user_id, ()):
-                    if session.device_id == actor_device_id:
+                for session in by_user.get(actor, ()):
+                    if session.device_id == device_id:
                         session.put(own)
-        shared = delivery.shared
-        if not shared:
-            return
-        for user_id in delivery.user_ids:
-            reached = user_id == actor_user_id  # nobody is woken for what he did himself
-            for session in by_user.get(user_id, ()):
-                if (user_id != actor_user_id or session.device_id != actor_device_id) and session.put(shared):
-                    reached = True
-            if not reached and delivery.wakes:
-                report(Unreached(conversation_id=delivery.conversation_id, seq=delivery.seq, user_id=user_id))
+        if shared:
+            wakes = event.wakes
+            for user_id in event.recipients:
+                reached = user_id == actor  # nobody is woken for what he did himself
+                for session in by_user.get(user_id, ()):
+                    if (user_id != actor or session.device_id != device_id) and session.put(shared):
+                        reached = True
+                if not reached and wakes:
+                    report(Unreached(conversation_id=event.conversation_id, seq=event.seq, user_id=user_id))
+        if event.actor:
+            for session in by_user.get(actor, ()):
+                if session.device_id != device_id:
+                    session.put(event.actor)

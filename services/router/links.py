@@ -12,8 +12,9 @@ import structlog
 from chassis.clock import Clock
 from chassis.registry import Instance, Registry
 from chassis.tasks import Tasks, open_tasks
-from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, DeliverResponse, Delivery, ListSessionsRequest, Unreached
+from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, DeliverResponse, ListSessionsRequest, Unreached
 from parley.gateway.v1.gateway_service_pb2_grpc import GatewayServiceStub
+from parley.log.v1.records_pb2 import EventRecord
 from services.router.config import RouterSettings
 from services.router.metrics import RouterMetrics
 
@@ -77,7 +78,7 @@ class GatewayLink:
                 waiting.set_exception(LinkBrokenError())
         self._waiting.clear()
 
-    async def deliver(self, deliveries: Sequence[Delivery]) -> Sequence[Unreached] | None:
+    async def deliver(self, events: Sequence[EventRecord]) -> Sequence[Unreached] | None:
         """Return whom the gateway could not reach, None if it could not be reached itself for `unreachable_seconds`.
 
         After a broken stream the frame is sent again: devices drop what they have.
@@ -87,17 +88,17 @@ class GatewayLink:
             try:
                 async with asyncio.timeout(left):
                     await self._open.wait()
-                    return await self._send(deliveries)
+                    return await self._send(events)
             except (LinkBrokenError, TimeoutError, grpc.aio.AioRpcError):
                 continue
         return None
 
-    async def _send(self, deliveries: Sequence[Delivery]) -> Sequence[Unreached]:
+    async def _send(self, events: Sequence[EventRecord]) -> Sequence[Unreached]:
         async with self._writing:
             self._number = number = self._number + 1
             waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
             try:
-                await self._call.write(DeliverRequest(number=number, deliveries=deliveries))
+                await self._call.write(DeliverRequest(number=number, events=events))
             except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:  # the call ended between open and write
                 self._waiting.pop(number, None)
                 raise LinkBrokenError from error

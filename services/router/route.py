@@ -13,7 +13,7 @@ import structlog
 from chassis.clock import Clock
 from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogUnavailableError
 from chassis.tasks import Tasks
-from parley.gateway.v1.gateway_service_pb2 import Delivery, Unreached
+from parley.gateway.v1.gateway_service_pb2 import Unreached
 from parley.log.v1.records_pb2 import EventBatch, EventRecord, OfflineBatch, OfflineRecord
 from parley.store.v1.store_service_pb2 import ListRecipientsRequest
 from parley.store.v1.store_service_pb2_grpc import StoreServiceStub
@@ -89,106 +89,77 @@ class Router:
     async def _route(self, batch: LogBatch) -> None:
         groups = self._groups.setdefault(batch.partition, GroupCache(self._settings.cached_groups))
         groups.begin(batch.records[0].offset)
-        deliveries: list[Delivery] = []
-        users = events = 0
+        events: list[EventRecord] = []
+        users = 0
         for raw in batch.records:
             for record in EventBatch.FromString(raw.value).events:
-                recipients = await self._recipients(groups, record)
-                deliveries.extend(_deliveries(record, recipients))
-                users += len(recipients)
-                events += 1
-        unreached = await self._deliver(deliveries)
+                await self._name_recipients(groups, record)
+                users += len(record.recipients)
+                events.append(record)
+        unreached = await self._deliver(events)
         if unreached:
             await self._log.append(OFFLINE, batch.partition, [LogEntry(b"", _offline(unreached))])
             self._metrics.offline.inc(len(unreached))
         groups.finish(batch.records[-1].offset + 1)
-        self._metrics.events.inc(events)
+        self._metrics.events.inc(len(events))
         self._metrics.deliveries.inc(users)
 
-    async def _recipients(self, groups: GroupCache, record: EventRecord) -> Sequence[str]:
-        """Return who gets the shared part, by stays."""
+    async def _name_recipients(self, groups: GroupCache, record: EventRecord) -> None:
+        """Write into the record who gets the shared part, by stays, where the store left that to us."""
         group = groups.get(record.conversation_id)
         if group is not None and record.seq:
             group.apply(record.seq, record.membership_changes)
         if not record.all_members:
-            return record.recipients
+            return
         if group is None:
             request = ListRecipientsRequest(conversation_id=record.conversation_id)
             group = Group(await self._store.ListRecipients(request, timeout=self._settings.question_seconds))
             groups.put(record.conversation_id, group)
-        return group.recipients(record.seq)
+        record.recipients.extend(group.recipients(record.seq))
 
-    async def _deliver(self, deliveries: list[Delivery]) -> list[Unreached]:
+    async def _deliver(self, events: list[EventRecord]) -> list[Unreached]:
         """Hand everything to the gateways, in order; return whom none of them reached with a message."""
-        if not deliveries:
+        if not events:
             return []
         if not await self._links.wait_any():
-            return _all_of(deliveries)
+            return _all_of(events)
         links = self._links.all
-        answers = await asyncio.gather(*(self._deliver_to(link, deliveries) for link in links))
+        answers = await asyncio.gather(*(self._deliver_to(link, events) for link in links))
         if len(answers) == 1:
             return answers[0]
         common = set.intersection(*({(one.conversation_id, one.seq, one.user_id) for one in answer} for answer in answers))
         return [one for one in answers[0] if (one.conversation_id, one.seq, one.user_id) in common]
 
-    async def _deliver_to(self, link: GatewayLink, deliveries: list[Delivery]) -> list[Unreached]:
+    async def _deliver_to(self, link: GatewayLink, events: list[EventRecord]) -> list[Unreached]:
         unreached: list[Unreached] = []
-        for frame in _frames(deliveries, self._settings.frame_bytes):
+        for frame in _frames(events, self._settings.frame_bytes):
             answer = await link.deliver(frame)
             unreached.extend(_all_of(frame) if answer is None else answer)
         return unreached
 
 
-def _deliveries(record: EventRecord, recipients: Sequence[str]) -> list[Delivery]:
-    found = []
-    if record.own or recipients:
-        found.append(
-            Delivery(
-                conversation_id=record.conversation_id,
-                seq=record.seq,
-                shared=record.shared,
-                user_ids=recipients,
-                actor_user_id=record.user_id,
-                actor_device_id=record.device_id if record.own else "",
-                own=record.own,
-                session_id=record.session_id,
-                wakes=record.wakes,
-            )
-        )
-    if record.actor:
-        found.append(
-            Delivery(
-                conversation_id=record.conversation_id,
-                shared=record.actor,
-                user_ids=(record.user_id,),
-                actor_user_id=record.user_id,
-                actor_device_id=record.device_id,
-            )
-        )
-    return found
-
-
-def _frames(deliveries: list[Delivery], max_bytes: int) -> list[list[Delivery]]:
-    """Cut deliveries into frames of bounded size, in order."""
-    frames: list[list[Delivery]] = [[]]
+def _frames(events: list[EventRecord], max_bytes: int) -> list[list[EventRecord]]:
+    """Cut events into frames of bounded size, in order."""
+    frames: list[list[EventRecord]] = [[]]
     size = 0
-    for delivery in deliveries:
-        length = delivery.ByteSize()
+    for event in events:
+        length = event.ByteSize()
         if size and size + length > max_bytes:
             frames.append([])
             size = 0
-        frames[-1].append(delivery)
+        frames[-1].append(event)
         size += length
     return frames
 
 
-def _all_of(deliveries: list[Delivery]) -> list[Unreached]:
+def _all_of(events: list[EventRecord]) -> list[Unreached]:
     """Return every recipient of a message, for when no gateway answers."""
     return [
-        Unreached(conversation_id=delivery.conversation_id, seq=delivery.seq, user_id=user)
-        for delivery in deliveries
-        if delivery.wakes
-        for user in delivery.user_ids
+        Unreached(conversation_id=event.conversation_id, seq=event.seq, user_id=user)
+        for event in events
+        if event.wakes
+        for user in event.recipients
+        if user != event.user_id
     ]
 
 

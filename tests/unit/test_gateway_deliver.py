@@ -13,7 +13,8 @@ from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.testing.virtual_loop import VirtualClock, run_virtual
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
-from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, Delivery
+from parley.gateway.v1.gateway_service_pb2 import DeliverRequest
+from parley.log.v1.records_pb2 import EventRecord
 from parley_protocol.frames import HEARTBEAT_FIELD
 from parley_protocol.topics import COMMANDS
 from services.gateway.app import Gateway, open_gateway
@@ -42,8 +43,8 @@ class Here:
             self.directory.add(session)
             self.sessions[user, device] = session
 
-    def deliver(self, *deliveries: Delivery) -> list[tuple[str, int]]:
-        answer = self.rpc.deliver(DeliverRequest(number=7, deliveries=deliveries))
+    def deliver(self, *events: EventRecord) -> list[tuple[str, int]]:
+        answer = self.rpc.deliver(DeliverRequest(number=7, events=events))
         assert answer.number == 7
         return [(unreached.user_id, unreached.seq) for unreached in answer.unreached]
 
@@ -52,10 +53,10 @@ class Here:
         return {name: session.outbox_bytes for name, session in self.sessions.items() if session.outbox_bytes}
 
 
-def sent(users: list[str], *, own: bytes = OWN, session_id: str = "", wakes: bool = True) -> Delivery:
-    return Delivery(
-        conversation_id="c", seq=5, shared=SHARED, user_ids=users, actor_user_id="alice", actor_device_id="phone" if own else "",
-        own=own, session_id=session_id, wakes=wakes,
+def sent(users: list[str], *, session_id: str = "", wakes: bool = True) -> EventRecord:
+    return EventRecord(
+        conversation_id="c", seq=5, shared=SHARED, recipients=users, user_id="alice", device_id="phone",
+        own=OWN, session_id=session_id, wakes=wakes,
     )  # fmt: skip
 
 
@@ -67,13 +68,19 @@ async def test_own_goes_to_the_actors_device_and_shared_to_all_others():
 
 async def test_outcome_alone_goes_to_the_actors_device_alone():
     here = Here(("alice", "phone"), ("alice", "laptop"))
-    assert here.deliver(Delivery(actor_user_id="alice", actor_device_id="phone", own=OWN)) == []
+    assert here.deliver(EventRecord(user_id="alice", device_id="phone", own=OWN)) == []
     assert here.got() == {("alice", "phone"): len(OWN)}
 
 
-async def test_without_an_own_part_all_devices_of_the_actor_get_the_shared_one():
+async def test_what_a_device_said_itself_goes_to_the_users_other_devices():
+    here = Here(("alice", "phone"), ("alice", "laptop"), ("bob", "phone"))
+    here.deliver(EventRecord(user_id="alice", device_id="phone", actor=SHARED, shared=OWN, recipients=["bob"]))
+    assert here.got() == {("alice", "laptop"): len(SHARED), ("bob", "phone"): len(OWN)}
+
+
+async def test_what_several_devices_said_goes_to_all_of_them():
     here = Here(("alice", "phone"), ("alice", "laptop"))
-    here.deliver(sent(["alice"], own=b""))
+    here.deliver(EventRecord(user_id="alice", actor=SHARED))
     assert here.got() == {("alice", "phone"): len(SHARED), ("alice", "laptop"): len(SHARED)}
 
 

@@ -22,27 +22,26 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from parley.log.v1 import records_pb2 as parley_dot_log_dot_v1_dot_records__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'parley/gateway/v1/gateway_service.proto\x12\x11parley.gateway.v1\"Q\n\x0e\x44\x65liverRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12/\n\ndeliveries\x18\x02 \x03(\x0b\x32\x1b.parley.gateway.v1.Delivery\"\xb2\x01\n\x08\x44\x65livery\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0e\n\x06shared\x18\x03 \x01(\x0c\x12\x10\n\x08user_ids\x18\x04 \x03(\t\x12\x15\n\ractor_user_id\x18\x05 \x01(\t\x12\x17\n\x0f\x61\x63tor_device_id\x18\x06 \x01(\t\x12\x0b\n\x03own\x18\x07 \x01(\x0c\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\r\n\x05wakes\x18\t \x01(\x08\"R\n\x0f\x44\x65liverResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12/\n\tunreached\x18\x02 \x03(\x0b\x32\x1c.parley.gateway.v1.Unreached\"B\n\tUnreached\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"\'\n\x13ListSessionsRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"(\n\x14ListSessionsResponse\x12\x10\n\x08user_ids\x18\x01 \x03(\t2\xc7\x01\n\x0eGatewayService\x12T\n\x07\x44\x65liver\x12!.parley.gateway.v1.DeliverRequest\x1a\".parley.gateway.v1.DeliverResponse(\x01\x30\x01\x12_\n\x0cListSessions\x12&.parley.gateway.v1.ListSessionsRequest\x1a\'.parley.gateway.v1.ListSessionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'parley/gateway/v1/gateway_service.proto\x12\x11parley.gateway.v1\x1a\x1bparley/log/v1/records.proto\"L\n\x0e\x44\x65liverRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12*\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1a.parley.log.v1.EventRecord\"R\n\x0f\x44\x65liverResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12/\n\tunreached\x18\x02 \x03(\x0b\x32\x1c.parley.gateway.v1.Unreached\"B\n\tUnreached\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"\'\n\x13ListSessionsRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"(\n\x14ListSessionsResponse\x12\x10\n\x08user_ids\x18\x01 \x03(\t2\xc7\x01\n\x0eGatewayService\x12T\n\x07\x44\x65liver\x12!.parley.gateway.v1.DeliverRequest\x1a\".parley.gateway.v1.DeliverResponse(\x01\x30\x01\x12_\n\x0cListSessions\x12&.parley.gateway.v1.ListSessionsRequest\x1a\'.parley.gateway.v1.ListSessionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'parley.gateway.v1.gateway_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERREQUEST']._serialized_start=62
-  _globals['_DELIVERREQUEST']._serialized_end=143
-  _globals['_DELIVERY']._serialized_start=146
-  _globals['_DELIVERY']._serialized_end=324
-  _globals['_DELIVERRESPONSE']._serialized_start=326
-  _globals['_DELIVERRESPONSE']._serialized_end=408
-  _globals['_UNREACHED']._serialized_start=410
-  _globals['_UNREACHED']._serialized_end=476
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=478
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=517
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=519
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=559
-  _globals['_GATEWAYSERVICE']._serialized_start=562
-  _globals['_GATEWAYSERVICE']._serialized_end=761
+  _globals['_DELIVERREQUEST']._serialized_start=91
+  _globals['_DELIVERREQUEST']._serialized_end=167
+  _globals['_DELIVERRESPONSE']._serialized_start=169
+  _globals['_DELIVERRESPONSE']._serialized_end=251
+  _globals['_UNREACHED']._serialized_start=253
+  _globals['_UNREACHED']._serialized_end=319
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=321
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=360
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=362
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=402
+  _globals['_GATEWAYSERVICE']._serialized_start=405
+  _globals['_GATEWAYSERVICE']._serialized_end=604
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from parley.log.v1 import records_pb2 as _records_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -23,74 +24,26 @@ class DeliverRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: _builtins.int
-    DELIVERIES_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counted from 1 on each stream."""
     @_builtins.property
-    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]: ...
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.EventRecord]:
+        """As the store made them, the recipients named. Each part goes to those of its devices that are here."""
+
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
-        deliveries: _abc.Iterable[Global___Delivery] | None = ...,
+        events: _abc.Iterable[_records_pb2.EventRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "number", b"number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeliverRequest: _TypeAlias = DeliverRequest  # noqa: Y015
-
-@_typing.final
-class Delivery(_message.Message):
-    """One thing for many devices. Bytes are encoded fields of parley.api.v1.ServerBatch."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
-    SEQ_FIELD_NUMBER: _builtins.int
-    SHARED_FIELD_NUMBER: _builtins.int
-    USER_IDS_FIELD_NUMBER: _builtins.int
-    ACTOR_USER_ID_FIELD_NUMBER: _builtins.int
-    ACTOR_DEVICE_ID_FIELD_NUMBER: _builtins.int
-    OWN_FIELD_NUMBER: _builtins.int
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    WAKES_FIELD_NUMBER: _builtins.int
-    conversation_id: _builtins.str
-    """What it is about: for reports."""
-    seq: _builtins.int
-    shared: _builtins.bytes
-    """For every device of these users but the actor's own device."""
-    actor_user_id: _builtins.str
-    actor_device_id: _builtins.str
-    own: _builtins.bytes
-    """For the actor's own device, or the call that waits under session_id."""
-    session_id: _builtins.str
-    wakes: _builtins.bool
-    """Whether to report users whom it did not reach."""
-    @_builtins.property
-    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    def __init__(
-        self,
-        *,
-        conversation_id: _builtins.str = ...,
-        seq: _builtins.int = ...,
-        shared: _builtins.bytes = ...,
-        user_ids: _abc.Iterable[_builtins.str] | None = ...,
-        actor_user_id: _builtins.str = ...,
-        actor_device_id: _builtins.str = ...,
-        own: _builtins.bytes = ...,
-        session_id: _builtins.str = ...,
-        wakes: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_device_id", b"actor_device_id", "actor_user_id", b"actor_user_id", "conversation_id", b"conversation_id", "own", b"own", "seq", b"seq", "session_id", b"session_id", "shared", b"shared", "user_ids", b"user_ids", "wakes", b"wakes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
 
 @_typing.final
 class DeliverResponse(_message.Message):
