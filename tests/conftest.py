@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,15 +87,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Give every test an environment without settings of the machine's user, and a home that is not his."""
-    for name in [name for name in os.environ if name.startswith(("PARLEY_", "XDG_"))]:
+    """Give every test an environment without settings of the machine's user or of `make`, and a home that is not his."""
+    for name in [name for name in os.environ if name.startswith(("PARLEY_", "XDG_", "MAKE", "MFLAGS")) or name == "ARGS"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
 
 def children() -> set[str]:
     """Return the pids of this process's children, where the system tells (Linux)."""
-    return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+    found: set[str] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread ended while we looked
+            found.update(file.read_text().split())
+    return found
 
 
 def threads() -> set[threading.Thread]:
