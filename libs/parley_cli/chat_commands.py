@@ -18,7 +18,7 @@ Type a line and press Enter to send it. A line that starts with / is a command:
   /group add USER...            add members
   /group leave                  leave this group
   /help                         show this
-  /quit                         leave (as Ctrl-D); what was not sent yet is kept and sent the next time
+  /quit                         leave (as Ctrl-D); what is not sent yet is sent the next time
 Start a message with // to send a line that begins with /."""
 
 DEFAULT_HISTORY_LINES = 20  # fits a small terminal together with the prompt

@@ -56,6 +56,7 @@ class TerminalScreen:
             history=InMemoryHistory(),
             style=STYLE,
             include_default_pygments_style=False,
+            reserve_space_for_menu=0,  # there is none
         )
 
     def show(self, pieces: Pieces) -> None:

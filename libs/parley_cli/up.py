@@ -5,6 +5,8 @@ import os
 import random
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,7 +25,8 @@ from chassis.metrics import open_metrics_server
 from chassis.server import BindError
 from chassis.sqlite import StorageError
 from chassis.transport import TlsError
-from parley_cli.connection import data_option, examples
+from parley_cli.connection import DEFAULT_ADDRESS, data_option, examples
+from parley_cli.data_dir import default_data_dir
 from parley_cli.embedded import EmbeddedSettings, Running, open_embedded
 from parley_cli.failures import SetupError
 from services.gateway.config import GatewaySettings, is_loopback
@@ -148,19 +151,31 @@ async def until_stopped(stop: Stop, running: Running) -> None:
 
 
 def announcement(running: Running, metrics_address: str, settings: GatewaySettings, data_dir: Path) -> str:
-    """Say where the server is, and how to chat."""
+    """Say where the server is, and how to chat with commands that work in another terminal of this user."""
     address = running.address
-    tls = f" --tls-ca {shlex.quote(str(settings.tls_certificate_file))}" if settings.tls_certificate_file else ""
-    options = f"--server {address} --data {shlex.quote(str(data_dir))}{tls}"
+    options = [] if address == DEFAULT_ADDRESS else ["--server", address]
+    if data_dir != default_data_dir({name: value for name, value in os.environ.items() if name != "PARLEY_DATA_DIR"}):
+        options += ["--data", str(data_dir.absolute())]
+    if settings.tls_certificate_file:
+        options += ["--tls-ca", str(settings.tls_certificate_file.absolute())]
     lines = [f"parley is ready on {address}", ""]
     if settings.token_keys_file is None and is_loopback(address):
-        lines += [
-            "Chat in two more terminals:",
-            f"  parley chat alice --with bob {options}",
-            f"  parley chat bob --with alice {options}",
-            "",
-        ]
+        lines.append("Chat in two more terminals:")
+        for user, peer in (("alice", "bob"), ("bob", "alice")):
+            lines.append("  " + shlex.join([*program(), "chat", user, "--with", peer, *options]))
+        lines.append("")
     if metrics_address:
         lines.append(f"metrics on http://{metrics_address}/metrics")
     lines += [f"data in {data_dir}", "Ctrl-C stops the server."]
     return "\n".join(lines)
+
+
+def program() -> list[str]:
+    """Return how this program is called: by its name where the shell finds it, else by its path."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return [sys.executable, "-m", "parley_cli"]
+    found = shutil.which(path.name)
+    if found and Path(found).samefile(path):
+        return [path.name]
+    return [os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)]

@@ -192,7 +192,7 @@ class Program:
                     os.write(self._terminal, b"\x1b[1;1R")  # in the first line: enough to know how much fits below it
                 cut = text.rfind("\x1b")
                 held = text[cut:] if cut >= 0 and not _ESCAPES.match(text, cut) else ""
-                self.stdout.feed(_ESCAPES.sub("", text[: len(text) - len(held)]))
+                self.stdout.feed(_ESCAPES.sub("", text[: len(text) - len(held)]).replace("\r", ""))
         self.stdout.feed(None)
 
 

@@ -24,8 +24,8 @@ def test_it_names_its_address_and_how_to_chat(data: Path) -> None:
         host, _, port = server.address.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=5):
             pass
-        server.expect(rf"parley chat alice --with bob .*--server {re.escape(server.address)}")
-        server.expect(r"parley chat bob --with alice ")
+        server.expect(rf"parley_cli chat alice --with bob --server {re.escape(server.address)} --data ")
+        server.expect(r"parley_cli chat bob --with alice ")
         server.signal(signal.SIGTERM)
         assert server.wait(5) == 0
         assert server.stdout.rest().count("ready") == 1
