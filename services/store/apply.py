@@ -206,7 +206,8 @@ class _Work:
 
     def __init__(self, bucket_bits: int) -> None:
         self._bucket_bits = bucket_bits
-        self._rows: dict[tuple[str, str, bytes], Row] = {}  # a row stands once: the last decision about it wins
+        self._events: list[Row] = []
+        self._fates: dict[tuple[str, bytes], Row] = {}  # a row stands once: a key may be decided anew when its time is over
         self.touched: dict[str, Loaded] = {}
         self.events: list[tuple[str, int, bytes]] = []
         self.records: list[bytes] = []  # encoded elements of EventBatch.events
@@ -218,9 +219,9 @@ class _Work:
         self.touched[conversation_id] = loaded
         if effect.event:
             self.accepted += 1
-            self._put(rows.event_row(conversation_id, effect.seq, effect.event, effect.stamp, self._bucket_bits))
+            self._events.append(rows.event_row(conversation_id, effect.seq, effect.event, effect.stamp, self._bucket_bits))
             self.events.append((conversation_id, effect.seq, effect.event))
-            loaded.counts[effect.seq] = loaded.state.message_count
+            loaded.note_head()
         elif effect.fate is not None:
             self.rejected += 1
         elif effect.actor:
@@ -228,16 +229,14 @@ class _Work:
         else:
             self.answered_again += 1
         if effect.fate is not None:
-            self._put(rows.fate_row(conversation_id, record.user_id, item.key, effect.fate, effect.stamp))
+            row = rows.fate_row(conversation_id, record.user_id, item.key, effect.fate, effect.stamp)
+            self._fates[row.partition, item.key] = row
             loaded.remember(record.user_id, item, effect.fate)
         self.records.append(_event_record(record, effect))
 
-    def _put(self, row: Row) -> None:
-        self._rows[row[:3]] = row
-
     def rows(self) -> tuple[list[Row], list[Row]]:
         """Return the rows of both phases."""
-        first, second = list(self._rows.values()), []
+        first, second = [*self._events, *self._fates.values()], []
         for loaded in self.touched.values():
             state = loaded.state
             if state.dirty:

@@ -47,14 +47,31 @@ class Loaded:
 
     state: ConversationState
     senders: dict[str, Sender] = field(default_factory=dict)
-    counts: dict[int, int] = field(default_factory=dict)  # message_count by seq
+    plain_seq: int = 0  # up to here the timeline is known to hold messages only
+    counts: dict[int, int] = field(default_factory=dict)  # message_count by seq, above plain_seq
     events: dict[int, bytes] = field(default_factory=dict)  # what the present batch may have to publish again
 
     def known(self, user: str, key: bytes) -> Known:
         """Return what `decide` may ask."""
         sender = self.senders.get(user)
         fate = sender.fates.get(key) if sender is not None else None
-        return Known(fate, self.counts.__getitem__, self.events.__getitem__)
+        return Known(fate, self.count_at, self.events.__getitem__)
+
+    def count_at(self, seq: int) -> int:
+        """Return message_count at a seq that was loaded, or is of this batch."""
+        return seq if seq <= self.plain_seq else self.counts[seq]
+
+    def note_head(self) -> None:
+        """Keep the count at the head, which later records move on."""
+        state = self.state
+        if state.message_count == state.head_seq:
+            self.plain_seq = state.head_seq
+        else:
+            self.counts[state.head_seq] = state.message_count
+
+    def asked_again(self, item: Decodable) -> bool:
+        """Tell whether the record may need what its request caused before."""
+        return bool(item.key) and item.key in self.senders[item.record.user_id].fates
 
     def remember(self, user: str, item: Decodable, fate: Fate) -> None:
         """Take in what was decided."""
@@ -118,12 +135,14 @@ class PartitionMemory:
 
     async def _load_senders(self, batch: Sequence[Decodable]) -> None:
         partitions: dict[tuple[str, str], list[str]] = {}
+        conversations = self._conversations
         for item in batch:
+            if not item.key:
+                continue
             record = item.record
-            if item.key and record.user_id not in self._conversations[record.conversation_id].senders:
-                place = (record.conversation_id, record.user_id)
-                if place not in partitions:
-                    partitions[place] = rows.dedupe_partitions(*place, item.time_ms)
+            place = (record.conversation_id, record.user_id)
+            if place[1] not in conversations[place[0]].senders and place not in partitions:
+                partitions[place] = rows.dedupe_partitions(*place, item.time_ms)
         if not partitions:
             return
         wanted = [partition for group in partitions.values() for partition in group]
@@ -162,11 +181,15 @@ class PartitionMemory:
     async def _load_events(self, batch: Sequence[Decodable]) -> None:
         places: dict[Point, tuple[Loaded, int]] = {}
         for item in batch:
-            loaded = self._conversations[item.record.conversation_id]
-            loaded.counts[loaded.state.head_seq] = loaded.state.message_count  # the batch itself may move the head beyond it
+            record = item.record
+            loaded = self._conversations[record.conversation_id]
+            state = loaded.state
+            loaded.note_head()
+            if loaded.plain_seq == state.head_seq and state.exists and not loaded.asked_again(item):
+                continue  # nothing but messages, and none of them asked for again: nearly always
             for seq in self._events_needed(loaded, item):
                 if seq not in loaded.events:
-                    places[rows.timeline_point(item.record.conversation_id, seq, self._bucket_bits)] = (loaded, seq)
+                    places[rows.timeline_point(record.conversation_id, seq, self._bucket_bits)] = (loaded, seq)
         if not places:
             return
         found = await self._timeline.read_points(list(places))
@@ -178,7 +201,7 @@ class PartitionMemory:
     def _events_needed(self, loaded: Loaded, item: Decodable) -> Iterable[int]:
         state, record = loaded.state, item.record
         mark = record.command.seen_seq if item.key else record.ack.read_seq
-        if needs_count(state, mark) and mark not in loaded.counts:
+        if needs_count(state, mark) and mark > loaded.plain_seq and mark not in loaded.counts:
             yield mark
         if not item.key:
             return
