@@ -1,0 +1,107 @@
+"""What a store keeps in memory: it never says no to what was there, and it stays small."""
+
+from random import Random
+
+import pytest
+
+from chassis.clock import SystemClock
+from chassis.embedded import open_embedded_engines
+from parley.api.v1.commands_pb2 import SendMessage
+from services.store import memory, rows, seen_keys
+from services.store.decide import Fate
+from services.store.memory import Decodable, PartitionMemory
+from services.store.recent import RecentEvents
+from services.store.seen_keys import SeenKeys, key_hash
+from services.store.state import Position
+from tests.unit.store_scene import T0, command_record
+
+KEYS_BYTES_MAX = 100_000  # of one sender, whatever he sends
+ALL_LAYERS_KEYS = 43_520
+
+
+def new_key(rng: Random) -> bytes:
+    return rows.request_key("d1", rng.randbytes(16))
+
+
+def check_that_nothing_is_forgotten(count: int) -> SeenKeys:
+    """Add keys and ask for all of them in between: a wrong no would store a resend twice."""
+    seen, rng = SeenKeys(), Random(count)
+    hashes = [key_hash(new_key(rng)) for _ in range(count)]
+    for number, hashed in enumerate(hashes):
+        seen.add(hashed)
+        assert seen.maybe(hashed)
+        assert seen.maybe(hashes[number // 2])
+    assert all(map(seen.maybe, hashes))
+    return seen
+
+
+def test_a_filter_never_denies_a_key_that_was_added():
+    check_that_nothing_is_forgotten(ALL_LAYERS_KEYS)
+
+
+def test_a_filter_that_probes_otherwise_than_it_adds_is_found(monkeypatch):
+    original = SeenKeys.add
+    monkeypatch.setattr(SeenKeys, "add", lambda self, hashed: original(self, hashed ^ 1 << 40))
+    with pytest.raises(AssertionError):
+        check_that_nothing_is_forgotten(100)
+
+
+def test_a_filter_denies_nearly_every_other_key():
+    """A needless maybe costs a read, no error. Also where a client counts instead of drawing its request ids."""
+    seen, rng = check_that_nothing_is_forgotten(10_000), Random(0)
+    assert sum(seen.maybe(key_hash(new_key(rng))) for _ in range(10_000)) < 1_000
+    assert sum(seen.maybe(key_hash(rows.request_key("d1", number.to_bytes(16, "big")))) for number in range(10_000)) < 1_000
+
+
+def test_a_filter_stays_small_and_says_maybe_to_all_once_it_is_full():
+    seen = check_that_nothing_is_forgotten(ALL_LAYERS_KEYS)
+    assert sum(map(len, seen._layers)) < KEYS_BYTES_MAX
+    seen.add(key_hash(new_key(Random(1))))
+    assert seen.full
+    assert not seen._layers
+    assert seen.maybe(key_hash(new_key(Random(2))))
+
+
+def test_recent_events_stay_within_their_bytes_and_keep_the_newest():
+    recent, rng = RecentEvents(10_000), Random(3)
+    heads: dict[str, int] = {}
+    for _ in range(2_000):
+        name = f"c{rng.randint(0, 20)}"
+        heads[name] = seq = heads.get(name, 0) + 1
+        recent.add(name, seq, bytes(rng.randint(1, 300)))
+        kept = [event for events in recent._conversations.values() for event in events.values()]
+        assert recent._bytes == sum(map(len, kept)) <= 10_000
+        assert all(len(events) <= 64 for events in recent._conversations.values())
+        assert recent.get(name, seq) is not None
+    recent.add("c0", 9_999, bytes(20_000))
+    assert recent._bytes == 0, "an event larger than the cache is not kept"
+
+
+async def test_a_partitions_memory_is_bounded_in_conversations_and_in_what_each_keeps(monkeypatch):
+    monkeypatch.setattr(memory, "_FATES_KEPT", 5)
+    monkeypatch.setattr(memory, "_COUNTS_KEPT", 5)
+    async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
+        kept = PartitionMemory(engines.timeline, epoch=1, partition=0, bucket_bits=4, max_conversations=3)
+        for offset in range(50):
+            kept.begin(offset)
+            record = command_record("alice", SendMessage(body=b"x"), number=offset, to=f"u{offset % 7}")
+            key = rows.request_key(record.device_id, record.command.request_id)
+            item = Decodable(offset, T0, record, key, key_hash(key))
+            await kept.load([item])
+            loaded = kept[record.conversation_id]
+            loaded.remember("alice", item, Fate(Position(1, 0, offset), T0, b"", offset, offset, b""))
+            loaded.counts[offset] = offset
+            kept.settle([loaded])
+            kept.finish(offset + 1)
+            assert len(kept._conversations) <= 3
+            assert all(len(one.counts) <= 5 and not one.events for one in kept._conversations.values())
+            assert all(len(sender.fates) <= 5 for one in kept._conversations.values() for sender in one.senders.values())
+        kept.begin(99)
+        assert not kept._conversations, "after a jump nothing is known"
+
+
+@pytest.mark.parametrize("first_layer_keys", [1, 16, 512])
+def test_layers_grow_by_four_and_end(first_layer_keys, monkeypatch):
+    monkeypatch.setattr(seen_keys, "_FIRST_LAYER_KEYS", first_layer_keys)
+    assert not check_that_nothing_is_forgotten(85 * first_layer_keys).full
+    assert check_that_nothing_is_forgotten(85 * first_layer_keys + 1).full

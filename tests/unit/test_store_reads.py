@@ -1,0 +1,149 @@
+"""Reads of the store: whoever asks gets his own stays, in pages without holes, and nothing else."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chassis.clock import SystemClock
+from chassis.embedded import open_embedded_engines
+from chassis.errors import InvalidArgument, NotFound, PermissionDenied
+from parley.api.v1.commands_pb2 import AddMembers, CreateGroup, RemoveMember, SendMessage
+from parley.api.v1.messaging_service_pb2 import ListEventsRequest, ListMembersRequest, SyncRequest
+from services.store import reads, rows
+from services.store.reads import Reader, seqs_after, seqs_before
+from services.store.recent import RecentEvents
+from services.store.sync import Syncer
+from tests.unit.store_scene import Scene, command_record
+
+BUCKET_BITS = 1  # two events a bucket: most pages cross buckets
+BOB_SEES = [1, 2, 3, 4, 7, 8, 9]  # removed by 4, back by 7
+
+
+def tell(scene: Scene) -> None:
+    """A group of which bob is thrown out and taken back, and of which carol is thrown out for good by its last event."""
+    say = [SendMessage(body=b"%d" % number) for number in range(9)]
+    told = [say[0], say[1], RemoveMember(user_id="bob"), say[2], say[3], AddMembers(user_ids=["bob"]), say[4], say[5]]
+    for number, action in enumerate([*told, RemoveMember(user_id="carol")], 2):
+        scene.apply(command_record("alice", action, number=number, conversation=scene.state.conversation_id))
+
+
+@asynccontextmanager
+async def open_reader(recent_bytes: int = 0) -> AsyncIterator[tuple[Reader, Syncer, str]]:
+    """Store the group's rows and open what reads them; `recent_bytes` of its events also lie in memory."""
+    create = command_record("alice", CreateGroup(title="team", member_user_ids=["bob", "carol"]), number=1)
+    scene = Scene(create.conversation_id)
+    scene.apply(create)
+    tell(scene)
+    state = scene.state
+    for user in state.members:
+        state.touch_member(user)
+    stored = [rows.event_row(state.conversation_id, seq, event, seq, BUCKET_BITS) for seq, event in scene.events.items()]
+    recent = RecentEvents(recent_bytes)
+    for seq, event in scene.events.items():
+        recent.add(state.conversation_id, seq, event)
+    async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
+        await engines.timeline.write([*stored, *rows.inbox_rows(state), *rows.state_rows(state)])
+        reader = Reader(engines.timeline, recent, BUCKET_BITS)
+        yield reader, Syncer(engines.timeline, reader), state.conversation_id
+
+
+async def pages(reader: Reader, user: str, conversation_id: str, size: int, *, backwards: bool) -> list[int]:
+    """Return the seqs that a user gets by turning all pages, in order."""
+    seqs: list[int] = []
+    while True:
+        request = ListEventsRequest(conversation_id=conversation_id, page_size=size)
+        if backwards:
+            request.before_seq = seqs[0] if seqs else 0
+        else:
+            request.after_seq = seqs[-1] if seqs else 0
+        page = await reader.list_events(user, request)
+        found = [event.seq for event in page.events]
+        assert found, "a page between two others is never empty here"
+        seqs = found + seqs if backwards else seqs + found
+        if not page.more:
+            return seqs
+
+
+async def check_pages() -> None:
+    for recent_bytes in (0, 1_000_000):
+        async with open_reader(recent_bytes) as (reader, _, conversation_id):
+            for size in range(1, 11):
+                for backwards in (False, True):
+                    assert await pages(reader, "alice", conversation_id, size, backwards=backwards) == list(range(1, 11))
+                    assert await pages(reader, "bob", conversation_id, size, backwards=backwards) == [*BOB_SEES, 10]
+                    assert await pages(reader, "carol", conversation_id, size, backwards=backwards) == list(range(1, 11))
+
+
+async def test_a_page_holds_the_callers_stays_and_nothing_else():
+    """From the tables and from memory, for every size of a page, both ways."""
+    await check_pages()
+
+
+@pytest.mark.parametrize("name", ["seqs_after", "seqs_before"])
+async def test_a_reader_that_forgets_stays_is_found(name, monkeypatch):
+    original = getattr(reads, name)
+    monkeypatch.setattr(reads, name, lambda stays, *rest: original([(1, 0)], *rest))
+    with pytest.raises(AssertionError):
+        await check_pages()
+
+
+async def test_who_left_sees_the_conversation_as_of_his_leave():
+    async with open_reader() as (reader, syncer, conversation_id):
+        await reader_goes_on(reader, conversation_id)
+        request = ListEventsRequest(conversation_id=conversation_id, after_seq=9)
+        assert (await reader.list_events("carol", request)).head_seq == 10
+        row = (await syncer.sync("carol", SyncRequest(last_events_count=3))).conversations[0]
+        assert (row.head_seq, [event.seq for event in row.last_events]) == (10, [8, 9, 10])
+        with pytest.raises(PermissionDenied):
+            await reader.list_members("carol", ListMembersRequest(conversation_id=conversation_id))
+
+
+async def reader_goes_on(reader: Reader, conversation_id: str) -> None:
+    """Move the head two seqs beyond what carol saw."""
+    state = (await reader.states([(conversation_id, ("alice", "bob", "carol"))]))[conversation_id]
+    state.head_seq += 2
+    await reader._timeline.write(rows.state_rows(state))
+
+
+async def test_strangers_learn_nothing():
+    async with open_reader() as (reader, syncer, conversation_id):
+        for question in (
+            reader.list_events("eve", ListEventsRequest(conversation_id=conversation_id)),
+            reader.list_members("eve", ListMembersRequest(conversation_id=conversation_id)),
+        ):
+            with pytest.raises(NotFound):
+                await question
+        assert not (await syncer.sync("eve", SyncRequest())).conversations
+
+
+async def test_a_page_token_serves_the_list_and_the_user_it_was_given_to():
+    async with open_reader() as (reader, _, conversation_id):
+        first = await reader.list_members("alice", ListMembersRequest(conversation_id=conversation_id, page_size=1))
+        again = ListMembersRequest(conversation_id=conversation_id, page_size=1, page_token=first.next_page_token)
+        assert [member.user_id for member in (await reader.list_members("alice", again)).members] == ["bob"]
+        again.conversation_id = "g_" + "a" * 26
+        with pytest.raises(InvalidArgument):
+            await reader.list_members("alice", again)
+
+
+stays = st.lists(st.integers(1, 6), min_size=1, max_size=9).map(lambda steps: _stays_of(steps))
+
+
+def _stays_of(steps: Sequence[int]) -> list[tuple[int, int]]:
+    """Return stays that begin and end at growing seqs; the last is open where the number of marks is odd."""
+    marks: list[int] = []
+    for step in steps:
+        marks.append((marks[-1] if marks else 0) + step)
+    found = list(zip(marks[::2], marks[1::2], strict=False))
+    return [*found, (marks[-1], 0)] if len(marks) % 2 else found
+
+
+@given(stays, st.integers(0, 60), st.integers(0, 60), st.integers(1, 20))
+def test_seqs_of_a_page_are_those_that_counting_finds(member_stays, head_seq, mark, limit):
+    head_seq = max([head_seq, *(max(stay) for stay in member_stays)])
+    visible = [seq for seq in range(1, head_seq + 1) if any(first <= seq <= (last or head_seq) for first, last in member_stays)]
+    assert seqs_after(member_stays, head_seq, mark, limit) == [seq for seq in visible if seq > mark][:limit]
+    assert seqs_before(member_stays, head_seq, mark, limit) == [seq for seq in visible if seq < mark][-limit:]
