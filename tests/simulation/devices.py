@@ -1,6 +1,7 @@
 """Devices as apps use the SDK: they send, read, leave, come back, crash, and write down what they asked and saw."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -57,6 +58,7 @@ class Crowd:
     directs: dict[str, tuple[str, str]] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
     numbers: int = 0
+    restlessness: float = 1.0  # 0.84: devices stay connected, as far as it is up to them
 
 
 class SimulatedDevice:
@@ -75,6 +77,7 @@ class SimulatedDevice:
         self._store = MemoryStore()
         self._runs = 0
         self._asked: dict[bytes, str] = {}  # request_id -> conversation
+        self._scrolled: set[str] = set()  # conversations whose older events the app fetched by itself
         self._facts = crowd.history.device(*device)
 
     async def run(self, process: Incarnation) -> None:
@@ -118,24 +121,26 @@ class SimulatedDevice:
         rng = self._rng
         while self._actions_left:
             self._actions_left -= 1
-            kind = rng.random()
+            kind = rng.uniform(0.0, self._crowd.restlessness)
             if kind < 0.80:
                 ticket = await self._command(client)
                 answers.append(group.create_task(self._note_answer(ticket)))
                 if rng.random() < 0.3:
                     await asyncio.wait([answers[-1]], timeout=60.0)
-            elif kind < 0.88:
-                channel.cut("the device lost its network")
+            elif kind < 0.84:
+                if conversations := client.conversations():
+                    await self._scroll_back(client, rng.choice(conversations).conversation_id)
             elif kind < 0.92:
+                channel.cut("the device lost its network")
+            elif kind < 0.96:
                 with self._endpoint.unreachable_from(channel):
                     await asyncio.sleep(rng.uniform(1.0, 60.0))
-            elif kind < 0.96:
+            else:
                 process.life.die("a crash of the app")
-            elif conversations := client.conversations():
-                await self._scroll_back(client, rng.choice(conversations).conversation_id)
             await asyncio.sleep(rng.choice((0.0, 0.0, rng.uniform(0.0, 0.3), rng.uniform(0.0, 15.0))))
 
     async def _scroll_back(self, client: Client, conversation_id: str) -> None:
+        self._scrolled.add(conversation_id)
         try:
             await client.history(conversation_id, limit=self._rng.randint(1, 10))
         except ClientError:
@@ -198,4 +203,8 @@ class SimulatedDevice:
         """Note what the device holds at the end, for the judge."""
         assert self.client is not None
         self._facts.settled = True
-        self._facts.first_held = {c.conversation_id: c.first_held_seq for c in self.client.conversations()}
+        first_held = {c.conversation_id: c.first_held_seq for c in self.client.conversations()}
+        for conversation_id in sorted(self._scrolled):  # what was scrolled to was not shown as news
+            shown = [entry.seq for _, entry in self._facts.shown if entry.conversation_id == conversation_id]
+            first_held[conversation_id] = min(shown, default=sys.maxsize)
+        self._facts.first_held = first_held

@@ -15,7 +15,7 @@ import structlog
 from chassis.embedded import open_embedded_engines
 from chassis.eventlog import EventLog
 from chassis.registry import Registry
-from chassis.testing.faults import RATES, Engine, Faults, Life, Trace
+from chassis.testing.faults import KILL, RATES, Engine, Faults, Life, Trace, swarm
 from chassis.testing.faulty_log import FaultyLog, LogEngine
 from chassis.testing.faulty_timeline import FaultyTimeline
 from chassis.testing.virtual_loop import PROCESS, START_WALL_MS, VirtualClock, VirtualLoop
@@ -80,12 +80,13 @@ class Simulation:
         self.bug: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # the first exception that a service logged
         self.rng = Random(f"{seed}/workload")
         self.trace = trace
-        self.faults = Faults(seed, trace, rates)
+        self.faults = Faults(seed, trace, swarm(rates, Random(f"{seed}/swarm")))
         # Half of the runs begin around the turn of a log week, where rows of one conversation lie in several partitions.
         turn_ms = START_WALL_MS // WEEK_MS * WEEK_MS + self.rng.randint(-1_800_000, 1_800_000)
         self.clock = VirtualClock(turn_ms if self.rng.random() < 0.5 else START_WALL_MS)
         self.tables = Engine("tables")
         self.topics = LogEngine("log")
+        self.living: dict[str, Incarnation] = {}  # by the process's name
         self.log: EventLog
         self.registry: Registry
         self.timeline: NotingTimeline
@@ -111,6 +112,7 @@ class Simulation:
             context = Context()
             context.run(PROCESS.set, incarnation.name)
             self.trace.note(incarnation.name, "starts")
+            self.living[name] = incarnation
             task = loop.create_task(_run(main, incarnation), context=context)
             try:
                 await asyncio.wait((task,))
@@ -125,6 +127,16 @@ class Simulation:
             if not task.cancelled():
                 task.exception()  # the dying may say anything
             await asyncio.sleep(restarts.uniform(0.0, RESTART_SECONDS_MAX))
+
+    async def kill_sometimes(self, names: Sequence[str]) -> None:
+        """Kill one of the processes every now and then, wherever it is, until cancelled."""
+        stream = self.faults.stream("killer")
+        names = stream.rng.sample(names, stream.rng.randint(1, len(names)))  # some runs spare the gateways, so that nobody syncs
+        while True:
+            await asyncio.sleep(stream.rng.uniform(1.0, 20.0))
+            victim = self.living[stream.rng.choice(names)].life
+            if victim.alive and stream.happens(KILL):
+                victim.die("any moment")
 
     async def run(self, *services: Coroutine[Any, Any, None], until: Awaitable[T]) -> T:
         """Run services (`keep_running`) until the awaitable ends. Raises BrokenError if a service ends or logs an exception."""

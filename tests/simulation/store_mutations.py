@@ -16,13 +16,14 @@ from services.store.memory import Loaded, PartitionMemory
 from services.store.state import ConversationState, Member
 
 Patch = pytest.MonkeyPatch
-mutations: dict[str, Callable[[Patch], None]] = {}
+Mutation = Callable[[Patch], None]
+mutations: dict[str, Mutation] = {}
 
 
-def mutation(name: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+def mutation(name: str) -> Callable[[Mutation], Mutation]:
     """Register a mutation under what it does."""
 
-    def register(function: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    def register(function: Mutation) -> Mutation:
         mutations[name] = function
         return function
 

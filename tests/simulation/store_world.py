@@ -96,8 +96,10 @@ class StoreWorld:
         workload = self.workload
         devices = workload.devices()
         jumps = asyncio.create_task(jump_walls(self.simulation))
+        kills = asyncio.create_task(self.simulation.kill_sometimes([f"store-{n}" for n in range(WORKERS)]))
         await asyncio.gather(*(self._ask(device, number) for number, device in enumerate(devices)))
         jumps.cancel()
+        kills.cancel()
         self.simulation.faults.heal()
         await asyncio.sleep(QUIET_SECONDS)
         await self.simulation.settle()

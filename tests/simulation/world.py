@@ -40,7 +40,10 @@ from services.store.rows import INBOX, TABLES
 
 STORES = 2
 GATEWAYS = 2
-ACTIONS_A_DEVICE = 10
+ACTIONS_A_DEVICE = 12
+FAULTY_SECONDS = 150.0  # most devices are done by then; those that were in a tunnel finish in peace
+PATIENCE_SECONDS = 600.0  # for a device to get its outcomes and to catch up: many backoffs
+LAST_ACKS_SECONDS = 60.0  # for the last watermarks to reach everybody
 USERS = ("alice", "bob", "carol")
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 # A device's rate and frame are small, so that Retry is an everyday thing; so are groups.
@@ -71,7 +74,7 @@ class World:
         key = verifying_key(KEY.public_key())
         assert key is not None
         self._verifier = TokenVerifier(KeyRing({"": key}), simulation.clock)
-        self.crowd = Crowd(USERS)
+        self.crowd = Crowd(USERS, restlessness=simulation.rng.choice((0.84, 1.0)))
         self.devices = [
             SimulatedDevice(
                 simulation, self.crowd, Device(user, f"{user}-{number}"), simulation.rng.choice(self._public), KEY, ACTIONS_A_DEVICE
@@ -94,16 +97,23 @@ class World:
 
     async def _drive(self) -> Verdict:
         simulation = self.simulation
+        names = [*(f"store-{n}" for n in range(STORES)), "router", *(f"gateway-{n}" for n in range(GATEWAYS))]
         jumps = asyncio.create_task(jump_walls(simulation))
-        await asyncio.sleep(60.0 + 20.0 * ACTIONS_A_DEVICE)
+        kills = asyncio.create_task(simulation.kill_sometimes(names))
+        await asyncio.sleep(FAULTY_SECONDS)
         jumps.cancel()
+        kills.cancel()
         simulation.faults.heal()
         await asyncio.sleep(QUIET_SECONDS)
         for one in self.devices:
-            await one.idle.wait()
-            assert one.client is not None
-            await one.client.caught_up()
-        await asyncio.sleep(QUIET_SECONDS)
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await one.idle.wait()
+                    assert one.client is not None
+                    await one.client.caught_up()
+            except TimeoutError:
+                raise BrokenError(f"G21: {one.device} still waits, {PATIENCE_SECONDS:g} s after all faults ended") from None
+        await asyncio.sleep(LAST_ACKS_SECONDS)
         await simulation.settle()
         return await self._judge()
 

@@ -30,6 +30,7 @@ SLOW: Final = "slow"  # an operation takes up to two seconds
 OUTAGE: Final = "engine away"  # every operation on it fails for a while
 PAUSE: Final = "process paused"  # goes on minutes later, unaware: a zombie
 CRASH: Final = "process crashed"
+KILL: Final = "process killed"  # at any moment, not only between two steps
 WALL_JUMP: Final = "wall clock jumped"
 CUT: Final = "connection cut"
 HALF_OPEN: Final = "link half-open"  # nothing more arrives in one direction of a call, and nobody is told
@@ -52,15 +53,26 @@ RATES: Final[Mapping[str, float]] = {
     OUTAGE: 0.002,
     PAUSE: 0.01,
     CRASH: 0.006,
-    WALL_JUMP: 0.3,  # of the occasions that a workload gives
-    CUT: 0.002,  # a message
-    HALF_OPEN: 0.0005,  # a message
+    KILL: 0.5,  # of the occasions that a workload gives
+    WALL_JUMP: 0.3,  # likewise
+    CUT: 0.003,  # a message
+    HALF_OPEN: 0.001,  # a message
 }
+
+_SWARM: Final = (0.0, 0.5, 1.0, 1.0, 3.0)
+_SHARES: Final = (WRITE_LATE, WRITE_LOST, APPEND_LATE, COMMIT_LAGS)  # of faults that have struck: not multiplied
 
 LATE_SECONDS_MAX = 60.0  # longer than a restart takes: late writes meet the next worker
 OUTAGE_SECONDS_MAX = 20.0
-PAUSE_SECONDS_MAX = 300.0  # longer than anybody waits for a paused process
+PAUSE_SECONDS_MAX = 120.0  # longer than a restart, and than anybody waits for an answer
 TAIL_LINES = 200  # of the trace, shown when a run fails
+
+
+def swarm(rates: Mapping[str, float], rng: Random) -> dict[str, float]:
+    """Draw how much of each kind one run gets, some of none: what one fault hides (a reconnect repairs much) shows where it is
+    missing. After A. Groce et al., "Swarm Testing" (2012).
+    """
+    return {kind: rate if kind in _SHARES else min(1.0, rate * rng.choice(_SWARM)) for kind, rate in rates.items()}
 
 
 class Trace:

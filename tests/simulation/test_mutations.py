@@ -1,0 +1,31 @@
+"""The judge sees: with one rule of the design broken, the simulation finds it within a bounded number of seeds."""
+
+import pytest
+import store_mutations
+import world_mutations
+from processes import BrokenError
+from store_world import run_seed
+from world import run_world
+
+SEEDS_MAX = 40  # a rule whose breach shows more rarely than that is not proven by the seeds that every test run takes
+
+
+@pytest.mark.parametrize("name", store_mutations.mutations)
+def test_a_store_with_a_broken_rule_is_found(name, monkeypatch):
+    store_mutations.mutations[name](monkeypatch)
+    find(run_seed, name)
+
+
+@pytest.mark.parametrize("name", world_mutations.mutations)
+def test_a_system_with_a_broken_rule_is_found(name, monkeypatch):
+    world_mutations.mutations[name](monkeypatch)
+    find(run_world, name)
+
+
+def find(run, name):
+    for seed in range(SEEDS_MAX):
+        try:
+            run(seed)
+        except BrokenError:
+            return
+    pytest.fail(f"survived {SEEDS_MAX} seeds: {name}")

@@ -1,0 +1,158 @@
+"""Ways to break delivery, one rule at a time: each must be found by the simulation of the whole system."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from store_mutations import Mutation
+
+from chassis.eventlog import LogBatch, LogEntry, LogUnavailableError
+from parley_client.outbox_state import OutboxState
+from parley_client.timelines import Timelines
+from parley_protocol import digests
+from services.gateway.acks import AckMerger
+from services.gateway.log_writer import Lane
+from services.gateway.session import Session
+from services.router.route import Router
+from services.store import decide, sync
+
+Patch = pytest.MonkeyPatch
+mutations: dict[str, Mutation] = {}
+
+
+def mutation(name: str) -> Any:
+    """Register a mutation under what it does."""
+
+    def register(function: Mutation) -> Mutation:
+        mutations[name] = function
+        return function
+
+    return register
+
+
+@mutation("the router commits before it delivers")
+def _(patch: Patch) -> None:
+    async def process(self: Router, consumer: Any, batch: LogBatch) -> None:
+        consumer.done(batch)
+        await asyncio.sleep(0)
+        try:
+            await self._route(batch)
+        except LogUnavailableError:
+            return
+
+    patch.setattr(Router, "_process", process)
+
+
+@mutation("the gateway forgets what an append that failed was to add")
+def _(patch: Patch) -> None:
+    original = Lane._append
+
+    async def append(self: Lane, batch: list[LogEntry]) -> None:
+        inner = self._log.append
+
+        async def once(*args: Any) -> None:
+            try:
+                await inner(*args)
+            except LogUnavailableError:
+                return  # taken, as it were
+
+        self._log.append = once  # type: ignore[method-assign]
+        try:
+            await original(self, batch)
+        finally:
+            self._log.append = inner  # type: ignore[method-assign]
+
+    patch.setattr(Lane, "_append", append)
+
+
+@mutation("the gateway takes later commands while an earlier one of the conversation is refused")
+def _(patch: Patch) -> None:
+    patch.setattr(Session, "hold", lambda self, conversation_id, number: True)
+
+
+@mutation("the gateway drops watermarks that a partition does not take at once")
+def _(patch: Patch) -> None:
+    original = AckMerger.flush
+
+    def flush(self: AckMerger) -> None:
+        original(self)
+        self.close()
+
+    patch.setattr(AckMerger, "flush", flush)
+
+
+@mutation("watermarks that a command moves are told to nobody")
+def _(patch: Patch) -> None:
+    original = decide._accept
+    silent = lambda *args: None  # noqa: E731
+
+    def accept(*args: Any) -> Any:
+        tell, decide._tell_watermarks = decide._tell_watermarks, silent
+        try:
+            return original(*args)
+        finally:
+            decide._tell_watermarks = tell
+
+    patch.setattr(decide, "_accept", accept)
+
+
+@mutation("watermarks are not in the digests")
+def _(patch: Patch) -> None:
+    original = digests.digest_of
+    zeros = {"delivered_seq": 0, "read_seq": 0, "peer_delivered_seq": 0, "peer_read_seq": 0}
+    patch.setattr(digests, "digest_of", lambda held: original(held._replace(**zeros)))
+
+
+@mutation("Sync finds no difference")
+def _(patch: Patch) -> None:
+    patch.setattr(sync, "digests_of", lambda held: [0] * digests.BUCKET_COUNT)
+    patch.setattr(digests, "digest_of", lambda held: 0)
+
+
+@mutation("a device does not ask again after a reconnect")
+def _(patch: Patch) -> None:
+    original = OutboxState.start_stream
+
+    def start(self: OutboxState, wall_ms: int) -> None:
+        pending, self.pending = self.pending, {}
+        original(self, wall_ms)
+        self.pending = pending
+
+    patch.setattr(OutboxState, "start_stream", start)
+
+
+@mutation("a device shows an event that it has twice")
+def _(patch: Patch) -> None:
+    original = Timelines.place_live
+
+    def place(self: Timelines, events: Any, change: Any) -> None:
+        events = list(events)
+        original(self, events, change)
+        change.appended.extend(event for event in events if event not in change.appended)
+
+    patch.setattr(Timelines, "place_live", place)
+
+
+@mutation("a device appends what is ahead without what lies between")
+def _(patch: Patch) -> None:
+    original = Timelines.place_live
+
+    def place(self: Timelines, events: Any, change: Any) -> None:
+        for event in events:
+            state = self._state(event.conversation_id)
+            if state.is_placed and event.seq > state.held_seq + 1:
+                state.held_seq = event.seq - 1
+            original(self, [event], change)
+
+    patch.setattr(Timelines, "place_live", place)
+
+
+@mutation("a device does not say again at Sync what the server does not know")
+def _(patch: Patch) -> None:
+    original = Timelines.take_row
+
+    def take_row(self: Timelines, row: Any, **keywords: Any) -> bool:
+        original(self, row, **keywords)
+        return False
+
+    patch.setattr(Timelines, "take_row", take_row)
