@@ -114,6 +114,7 @@ async def open_gateway(
         try:
             yield Gateway(instance_id, settings, streams, acks, writer, device_streams, calls, rpc, tasks)
         finally:
+            rpc.close()
             acks.close()
 
 

@@ -96,16 +96,18 @@ class Inbound:
         bucket = session.bucket
         if bucket is None:
             bucket = session.bucket = self._rates.bucket_of(session.user_id, session.device_id)
-        pause = bucket.take(now, len(commands))
-        granted = pause == 0.0
+        # While something is held commands pay one by one: a held one must not take the token that the one it waits for needs.
+        pause = 0.0 if session.holds else bucket.take(now, len(commands))
+        granted = not session.holds and pause == 0.0
         origin = session.origin
         crowded: Lane | None = None
-        taken = 0
+        taken = unpaid = 0
         for number, command in enumerate(commands, first_number):
             try:
                 check_command(command, _RULES)
             except ServiceError as error:
                 self._metrics.commands_rejected.inc()
+                unpaid += 1
                 outcome = Outcome(request_id=command.request_id, rejected=status_of(error))
                 session.put(field(OUTCOME_TAG, outcome.SerializeToString()))
                 continue
@@ -113,9 +115,11 @@ class Inbound:
             held = session.holds.get(conversation_id) if session.holds else None
             if held is not None and number > held:
                 self._metrics.commands_held.inc()
+                unpaid += 1
                 self._put_retry(session, command, held, conversation_id, "OVERLOADED", _HELD_DELAY_SECONDS)
                 continue
             if not granted and (wait := bucket.take(now)):
+                pause = max(pause, wait)
                 self._metrics.commands_rate_limited.inc()
                 self._hold(session, command, number, conversation_id, "RATE_LIMITED", wait)
                 continue
@@ -131,6 +135,12 @@ class Inbound:
             if lane.crowded:
                 crowded = lane
         self._metrics.counts.commands_taken += taken
+        chatter = session.chatter
+        if unpaid and chatter is not None:  # free of charge is not free of limits
+            while unpaid and not chatter.take(now):
+                unpaid -= 1
+            if unpaid:
+                pause = max(pause, chatter.take(now, min(unpaid, _MAX_ITEMS)))
         return pause, crowded
 
     def _resolve(self, session: Session, command: RawCommand) -> str:

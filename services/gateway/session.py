@@ -88,8 +88,11 @@ class Session:
         """Return how much waits."""
         return self._fields_bytes
 
-    def put(self, fields: bytes) -> bool:
-        """Queue encoded fields of a ServerBatch; return whether the device may get them. Over the bounds the session ends."""
+    def put(self, fields: bytes, *, wake: bool = True) -> bool:
+        """Queue encoded fields of a ServerBatch; return whether the device may get them. Over the bounds the session ends.
+
+        Without `wake` they wait for the next frame, or for somebody who wakes the writer.
+        """
         if self._goodbye is not None or self.closed:
             return False
         self._fields.append(fields)
@@ -98,7 +101,7 @@ class Session:
             self.say_goodbye(GoAwayReason.GO_AWAY_REASON_SLOW, "the device reads too slowly: reconnect and Sync")
             return False
         waker = self._waker
-        if waker is not None:
+        if wake and waker is not None:
             self._waker = None
             if not waker.done():
                 waker.set_result(None)

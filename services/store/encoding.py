@@ -10,6 +10,7 @@ from hashlib import blake2b
 
 from parley.log.v1.records_pb2 import MembershipChange
 from parley_protocol.frames import varint
+from services.store.state import ConversationState, Member
 
 PAYLOAD_HASH_BYTES = 16
 
@@ -160,6 +161,94 @@ def dedupe_row(
             b"\x38",
             varint(count),
             _bytes(b"\x42", rejection),
+        )
+    )
+
+
+def head_row(state: ConversationState) -> bytes:
+    """Encode a parley.store.v1.HeadRow."""
+    return b"".join(
+        (
+            b"\x08",
+            varint(state.kind),
+            b"\x10",
+            varint(state.head_seq),
+            b"\x18",
+            varint(state.message_count),
+            b"\x20",
+            varint(state.applied.epoch),
+            b"\x28",
+            varint(state.applied.partition),
+            b"\x30",
+            varint(state.applied.offset),
+            b"\x38",
+            varint(state.stamp),
+            _bytes(b"\x42", state.title.encode()),
+            b"\x48\x01" if state.large else b"",
+            b"\x50",
+            varint(state.version),
+            b"\x58",
+            varint(state.last_time_ms),
+            b"\x60",
+            varint(state.member_count),
+        )
+    )
+
+
+def member_row(member: Member) -> bytes:
+    """Encode a parley.store.v1.MemberRow."""
+    return b"".join(
+        (
+            *[_bytes(b"\x0a", _pair(first, last)) for first, last in member.stays],
+            b"\x10",
+            varint(member.role),
+            b"\x18",
+            varint(member.role_seq),
+            b"\x20",
+            varint(member.delivered_seq),
+            b"\x28",
+            varint(member.read_seq),
+            b"\x30",
+            varint(member.read_count),
+            *[
+                _bytes(b"\x3a", _pair(run.first_seq, run.last_seq) + b"\x18" + varint(run.last_count))
+                for run in member.own_after_read
+            ],
+            _number(b"\x40", member.left_count),
+            _number(b"\x48", member.left_time_ms),
+            _number(b"\x50", member.left_version),
+        )
+    )
+
+
+def _pair(first: int, last: int) -> bytes:
+    return b"\x08" + varint(first) + b"\x10" + varint(last)
+
+
+def inbox_row(state: ConversationState, member: Member, peer_user_id: str, peer: Member | None) -> bytes:
+    """Encode a parley.store.v1.InboxRow of a conversation that is not large, or of one who left it."""
+    head_seq, message_count, version, last_time_ms = state.visible_head(member)
+    return b"".join(
+        (
+            b"\x08",
+            varint(state.kind),
+            b"\x10",
+            varint(head_seq),
+            b"\x18",
+            varint(message_count),
+            b"\x20",
+            varint(member.delivered_seq),
+            b"\x28",
+            varint(member.read_seq),
+            b"\x30",
+            varint(message_count - member.read_count - member.own_count()),
+            _id(b"\x3a", peer_user_id),
+            b"\x40" + varint(peer.delivered_seq) + b"\x48" + varint(peer.read_seq) if peer is not None else b"",
+            b"\x50",
+            varint(version),
+            b"\x58",
+            varint(last_time_ms),
+            b"" if member.active else b"\x68\x01",
         )
     )
 

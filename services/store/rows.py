@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from chassis.timeline import Cell, Point, Row
-from parley.store.v1.rows_pb2 import DedupeRow, HeadRow, InboxRow, MemberRow, SeqRange, Stay
+from parley.store.v1.rows_pb2 import DedupeRow, HeadRow, InboxRow, MemberRow
 from services.store import encoding
 from services.store.decide import Fate
 from services.store.state import DIRECT, ConversationState, Member, OwnRange, Position
@@ -74,9 +74,9 @@ def fate_of(value: bytes) -> Fate:
 def state_rows(state: ConversationState) -> list[Row]:
     """Return the changed rows of the state itself: one partition, written as one atomic mutation."""
     conversation_id = state.conversation_id
-    rows = [Row(STATE, conversation_id, HEAD_KEY, _head_row(state), state.stamp)]
+    rows = [Row(STATE, conversation_id, HEAD_KEY, encoding.head_row(state), state.stamp)]
     rows.extend(
-        Row(STATE, conversation_id, user.encode(), _member_row(state.members[user]), stamp)
+        Row(STATE, conversation_id, user.encode(), encoding.member_row(state.members[user]), stamp)
         for user, stamp in state.dirty_members.items()
     )
     return rows
@@ -99,63 +99,15 @@ def clear_dirty(state: ConversationState) -> None:
     state.dirty_inboxes_of_all = 0
 
 
-def _head_row(state: ConversationState) -> bytes:
-    return HeadRow(
-        kind=state.kind,
-        head_seq=state.head_seq,
-        message_count=state.message_count,
-        log_epoch=state.applied.epoch,
-        partition=state.applied.partition,
-        offset=state.applied.offset,
-        stamp=state.stamp,
-        title=state.title,
-        large=state.large,
-        version=state.version,
-        last_time_ms=state.last_time_ms,
-        member_count=state.member_count,
-    ).SerializeToString()
-
-
-def _member_row(member: Member) -> bytes:
-    return MemberRow(
-        stays=[Stay(first_seq=first, last_seq=last) for first, last in member.stays],
-        role=member.role,
-        role_seq=member.role_seq,
-        delivered_seq=member.delivered_seq,
-        read_seq=member.read_seq,
-        read_count=member.read_count,
-        own_after_read=[
-            SeqRange(first_seq=run.first_seq, last_seq=run.last_seq, last_count=run.last_count) for run in member.own_after_read
-        ],
-        left_count=member.left_count,
-        left_time_ms=member.left_time_ms,
-        left_version=member.left_version,
-    ).SerializeToString()
-
-
 def inbox_row(state: ConversationState, user: str) -> bytes:
     """Return a user's view as an inbox row; of a large conversation only that he has it."""
     member = state.members[user]
     if state.large and member.active:
         return InboxRow(kind=state.kind, large=True).SerializeToString()
-    head_seq, message_count, version, last_time_ms = state.visible_head(member)
-    row = InboxRow(
-        kind=state.kind,
-        head_seq=head_seq,
-        message_count=message_count,
-        delivered_seq=member.delivered_seq,
-        read_seq=member.read_seq,
-        unread_count=state.unread_count(member),
-        version=version,
-        last_time_ms=last_time_ms,
-        left=not member.active,
-    )
-    if state.kind == DIRECT:
-        peer = peer_of(state.members, user)
-        row.peer_user_id = peer
-        row.peer_delivered_seq = state.members[peer].delivered_seq
-        row.peer_read_seq = state.members[peer].read_seq
-    return row.SerializeToString()
+    if state.kind != DIRECT:
+        return encoding.inbox_row(state, member, "", None)
+    peer = peer_of(state.members, user)
+    return encoding.inbox_row(state, member, peer, state.members[peer])
 
 
 def peer_of(members: Iterable[str], user: str) -> str:

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from parley.api.v1.commands_pb2 import Outcome, SendMessage
 from parley.api.v1.events_pb2 import Event, InboxChange, Receipt
 from parley.log.v1.records_pb2 import EventBatch, EventRecord, MembershipChange
-from parley.store.v1.rows_pb2 import DedupeRow
+from parley.store.v1.rows_pb2 import DedupeRow, HeadRow, InboxRow, MemberRow
 from services.store import encoding
+from services.store.rows import member_of
+from services.store.state import ConversationState, Member, OwnRange, Position
 
 numbers = st.one_of(st.integers(0, 300), st.integers(0, 2**62))
 times = st.integers(0, 4_000_000_000_000)
@@ -129,3 +131,59 @@ def test_the_payload_hash_tells_conversation_action_and_bytes_apart():
         encoding.payload_hash("c1", "send_message", b"y"),
     }
     assert len(hashes) == 4
+
+
+@given(st.lists(numbers, min_size=10, max_size=10), st.text(max_size=20), st.booleans())
+def test_head_row(values, title, large):
+    state = ConversationState("c", kind=1, title=title, large=large)
+    state.applied = Position(*values[:3])
+    names = ("head_seq", "message_count", "stamp", "version", "last_time_ms", "member_count")
+    for name, value in zip(names, values[3:9], strict=True):
+        setattr(state, name, value % 2**31)
+    expected = HeadRow(kind=1, log_epoch=values[0] % 2**31, partition=values[1] % 2**31, offset=values[2], title=title, large=large)
+    state.applied = Position(expected.log_epoch, expected.partition, values[2])
+    for name in names:
+        setattr(expected, name, getattr(state, name))
+    same(encoding.head_row(state), expected)
+
+
+stays = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=3)
+members = st.builds(
+    Member,
+    stays,
+    st.integers(0, 3),
+    *[numbers] * 4,
+    st.lists(st.builds(OwnRange, numbers, numbers, numbers), max_size=3),
+    *[numbers] * 3,
+)
+
+
+@given(members)
+def test_member_row_says_all_of_a_member(member):
+    assert member_of(encoding.member_row(member)) == member
+    assert MemberRow.FromString(encoding.member_row(member)).role == member.role
+
+
+@given(members, members, texts, st.integers(0, 2**40))
+def test_inbox_row(member, peer, name, spare):
+    member.own_after_read = []
+    state = ConversationState("c", kind=1, head_seq=7, version=3, last_time_ms=spare)
+    state.message_count = member.left_count = member.read_count + 5
+    head_seq, count, version, last_time_ms = state.visible_head(member)
+    same(
+        encoding.inbox_row(state, member, name, peer),
+        InboxRow(
+            kind=1,
+            head_seq=head_seq,
+            message_count=count,
+            delivered_seq=member.delivered_seq,
+            read_seq=member.read_seq,
+            unread_count=5,
+            peer_user_id=name,
+            peer_delivered_seq=peer.delivered_seq,
+            peer_read_seq=peer.read_seq,
+            version=version,
+            last_time_ms=last_time_ms,
+            left=not member.active,
+        ),
+    )
