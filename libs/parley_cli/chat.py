@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import re
 import signal
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from chassis.tasks import open_tasks
 from parley_cli.calls import REACH_SECONDS, unreachable
 from parley_cli.chat_commands import NotUnderstoodError
 from parley_cli.chat_screen import PlainScreen, TerminalScreen, open_screen
-from parley_cli.chat_session import Chat, first_of
+from parley_cli.chat_session import Chat
 from parley_cli.connection import Connection, connection_options, device_option, examples, user_id
 from parley_cli.failures import CommandError, SetupError
+from parley_cli.first_of import first_of
 from parley_client import Client, SignedOffError, SqliteStore, StoreInUseError, StoreMismatchError, open_client
 
 _TERMINATED = 128 + signal.SIGTERM  # as shells report it
@@ -128,9 +129,10 @@ async def _reach(chat: Chat, client: Client, connection: Connection, user: str) 
 
 
 async def _type(chat: Chat, screen: TerminalScreen | PlainScreen) -> None:
-    async for line in screen.lines(chat.prompt, chat.status):
-        if not await chat.do(line):
-            return
+    async with aclosing(screen.lines(chat.prompt, chat.status)) as lines:
+        async for line in lines:
+            if not await chat.do(line):
+                return
 
 
 def _state_file(folder: Path, server: str, user: str, device: str) -> Path:

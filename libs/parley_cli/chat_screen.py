@@ -4,14 +4,18 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from prompt_toolkit import PromptSession, print_formatted_text
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.patch_stdout import patch_stdout
+from prompt_toolkit.renderer import print_formatted_text as render
 from prompt_toolkit.styles import Style
 
 # What prompt_toolkit calls formatted text: pieces of (style, text).
@@ -32,6 +36,7 @@ STYLE = Style.from_dict(
     }
 )
 _READ_BYTES = 65_536
+_TYPED_LINES = 100  # before Enter does nothing until some are done: nobody types that fast
 
 
 class Screen(Protocol):
@@ -43,39 +48,84 @@ class Screen(Protocol):
     def refresh(self) -> None:
         """The status changed: draw it again."""
 
-    def lines(self, prompt: Draw, status: Draw) -> AsyncIterator[str]:
+    def lines(self, prompt: Draw, status: Draw) -> AsyncGenerator[str, None]:
         """Yield what is typed, line by line, until the end of input. `prompt` and `status` are drawn anew at each refresh."""
 
 
 class TerminalScreen:
-    """A prompt at the bottom with a status under it; what is shown scrolls by above."""
+    """A prompt at the bottom with a status under it; what is shown scrolls by above.
+
+    One prompt for the whole chat: between two prompts the terminal would be in its own mode, and break what is typed just then.
+    """
 
     def __init__(self) -> None:
+        self._typed: deque[str] = deque()
+        self._wake = asyncio.Event()
         self._session: PromptSession[str] = PromptSession(
-            erase_when_done=True,  # the line comes back in the timeline's order, once it is stored
+            erase_when_done=True,
             history=InMemoryHistory(),
+            key_bindings=_keys(),
             style=STYLE,
             include_default_pygments_style=False,
             reserve_space_for_menu=0,  # there is none
         )
+        self._session.default_buffer.accept_handler = self._accept
 
     def show(self, pieces: Pieces) -> None:
-        print_formatted_text(FormattedText(pieces), style=STYLE)
+        app = self._session.app
+        if not app.is_running:
+            print_formatted_text(FormattedText(pieces), style=STYLE)
+            return
+        # Not by prompt_toolkit's run_in_terminal, which leaves raw mode for the line: a Ctrl-D just then is lost.
+        app.renderer.erase()
+        render(app.output, FormattedText([*pieces, ("", "\n")]), STYLE)
+        app.renderer.request_absolute_cursor_position()
+        app.invalidate()
 
     def refresh(self) -> None:
         self._session.app.invalidate()
 
-    async def lines(self, prompt: Draw, status: Draw) -> AsyncIterator[str]:
-        while True:
-            try:
-                yield await self._session.prompt_async(
-                    message=lambda: FormattedText(prompt()), bottom_toolbar=lambda: FormattedText(status())
-                )
-            except KeyboardInterrupt:  # Ctrl-C: what was being typed is dropped; with nothing typed it leaves
-                if not self._session.default_buffer.text:
+    async def lines(self, prompt: Draw, status: Draw) -> AsyncGenerator[str, None]:
+        typing = asyncio.ensure_future(
+            self._session.prompt_async(message=lambda: FormattedText(prompt()), bottom_toolbar=lambda: FormattedText(status()))
+        )
+        typing.add_done_callback(lambda _: self._wake.set())
+        try:
+            while True:
+                self._wake.clear()
+                while self._typed:
+                    yield self._typed.popleft()
+                if typing.done():
+                    with suppress(EOFError):  # Ctrl-D: the end
+                        typing.result()
                     return
-            except EOFError:
-                return
+                await self._wake.wait()
+        finally:
+            typing.cancel()
+            await asyncio.wait([typing])
+
+    def _accept(self, buffer: Buffer) -> bool:
+        """Take a line when Enter is pressed; tell whether it stays in the prompt: it comes back in the timeline's order."""
+        if len(self._typed) >= _TYPED_LINES:
+            return True
+        self._typed.append(buffer.text)
+        self._wake.set()
+        return False
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("c-c")
+    @keys.add("<sigint>")  # what Ctrl-C is while a line is being shown: the terminal is in its own mode then
+    def _(event: KeyPressEvent) -> None:
+        """Drop what is being typed; leave if that is nothing."""
+        if event.app.current_buffer.text:
+            event.app.current_buffer.reset()
+        else:
+            event.app.exit(exception=EOFError())
+
+    return keys
 
 
 class PlainScreen:
@@ -87,7 +137,7 @@ class PlainScreen:
     def refresh(self) -> None:
         """Nothing is drawn twice here."""
 
-    async def lines(self, prompt: Draw, status: Draw) -> AsyncIterator[str]:  # there is neither
+    async def lines(self, prompt: Draw, status: Draw) -> AsyncGenerator[str, None]:  # there is neither
         async for line in _piped_lines(sys.stdin.fileno()):
             yield line
 
@@ -102,7 +152,7 @@ def open_screen() -> Iterator[TerminalScreen | PlainScreen]:
         yield PlainScreen()
 
 
-async def _piped_lines(descriptor: int) -> AsyncIterator[str]:
+async def _piped_lines(descriptor: int) -> AsyncGenerator[str, None]:
     """Read lines without a thread, which could not be told to stop; a regular file never makes one wait."""
     waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
     held = b""

@@ -5,15 +5,15 @@ their ticks turn below the prompt. As what has scrolled by can't be rewritten, a
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
 
 from chassis.tasks import Tasks
 from parley.api.v1 import events_pb2
 from parley_cli import chat_commands
 from parley_cli.chat_screen import Pieces, Screen
+from parley_cli.first_of import first_of
 from parley_cli.rendering import describe, harmless, one_line, role_name
 from parley_cli.ticks import SIGNS, WORDS, Tick, Ticks
 from parley_client import (
@@ -381,16 +381,3 @@ class Chat:
 
     def _error(self, text: str) -> None:
         self._screen.show([("class:error", f"! {text}")])
-
-
-async def first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Run all until one ends or fails; the others are cancelled and awaited."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)

@@ -1,6 +1,5 @@
 """`parley up`: a server on this machine."""
 
-import asyncio
 import os
 import random
 import re
@@ -29,6 +28,7 @@ from parley_cli.connection import DEFAULT_ADDRESS, data_option, examples
 from parley_cli.data_dir import default_data_dir
 from parley_cli.embedded import EmbeddedSettings, Running, open_embedded
 from parley_cli.failures import SetupError
+from parley_cli.first_of import first_of
 from services.gateway.config import GatewaySettings, is_loopback
 from services.gateway.keys import KeyFileError
 from services.gateway.tokens import KeysFileError
@@ -124,7 +124,7 @@ def prefer_throughput() -> None:
 
 
 async def serve(stop: Stop, settings: UpSettings, services: EmbeddedSettings, data_dir: Path) -> None:
-    """Serve until told to stop, then drain."""
+    """Serve until told to stop, then drain. Raises what ended a service meanwhile."""
     registry = CollectorRegistry()
     async with AsyncExitStack() as stack:
         metrics_address = ""
@@ -133,21 +133,8 @@ async def serve(stop: Stop, settings: UpSettings, services: EmbeddedSettings, da
             metrics_address = metrics.address
         running = await stack.enter_async_context(open_embedded(services, data_dir, metrics=registry, rng=random.Random()))
         click.echo(announcement(running, metrics_address, services.gateway, data_dir))
-        await until_stopped(stop, running)
+        await first_of(stop.wait(), running.gateway.wait_failed())
         click.echo("stopping")
-
-
-async def until_stopped(stop: Stop, running: Running) -> None:
-    """Wait for the signal. Raises what ended a service meanwhile."""
-    waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(running.gateway.wait_failed())]
-    try:
-        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in done:
-            wait.result()
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.wait(waits)
 
 
 def announcement(running: Running, metrics_address: str, settings: GatewaySettings, data_dir: Path) -> str:

@@ -5,10 +5,17 @@ import re
 import signal
 import socket
 import time
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from parley_process import Parley, Server, run
 
 
@@ -116,3 +123,45 @@ def test_a_second_signal_ends_it_at_once(data: Path) -> None:
         server.signal(signal.SIGTERM)
         os.kill(server.pid, signal.SIGCONT)
         assert server.wait(5) in {0, 130, 143, -signal.SIGINT, -signal.SIGTERM}
+
+
+def test_tls_is_spoken_with_who_trusts_the_certificate(data: Path) -> None:
+    data.mkdir()
+    certificate, key = self_signed(data)
+    with Server(data, "--tls-certificate", str(certificate), "--tls-key", str(key)) as server:
+        code, out, err = server.run("send", "--as", "alice", "--to", "bob", "sealed", "--tls-ca", str(certificate))
+        assert (code, err) == (0, "")
+        assert out.startswith("#1 in d_")
+        for plain_or_untrusted in ([], ["--tls"]):
+            code, _, err = server.run("send", "--as", "alice", "--to", "bob", "sealed", *plain_or_untrusted)
+            assert code == 1
+            assert "no server answers" in err
+
+
+def test_beyond_loopback_it_wants_tls_and_keys_of_ones_own(data: Path) -> None:
+    code, out, err = run("up", "--listen", "0.0.0.0:0", "--data", str(data), home=data.parent)
+    assert (code, out) == (2, "")
+    assert "needs TLS" in err
+    assert "needs token_keys_file" in err
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 that lasts an hour."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    files = folder / "certificate.pem", folder / "key.pem"
+    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    files[1].write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
