@@ -129,6 +129,8 @@ class ConversationState:
         elif content == "members_added":
             self.member_count += len(event.members_added.user_ids)
             if me in event.members_added.user_ids:
+                if self.role == Role.ROLE_UNSPECIFIED:
+                    self.kind = ConversationKind.CONVERSATION_KIND_UNSPECIFIED  # who comes back was not told what changed: ask
                 self._join(event.seq, Role.ROLE_MEMBER)
         elif content == "member_removed":
             self._part(event.seq, event.member_removed.user_id == me)

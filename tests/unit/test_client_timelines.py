@@ -125,8 +125,25 @@ def test_who_came_back_goes_on_from_his_leave_to_his_return_without_a_gap():
     assert device.live(added(9, ME)) == []  # he may have come and gone in between: only the server knows
     assert device.page(GROUP, page([added(9, ME)], [(1, 2), (9, 0)])) == [9]
     state = device.timelines.conversations[GROUP]
-    assert (state.held_seq, state.role, state.is_behind) == (9, ROLE_MEMBER, False)
+    assert (state.held_seq, state.role) == (9, ROLE_MEMBER)
     assert (state.delivered_seq, state.read_seq) == (8, 8)
+
+
+def test_who_came_back_asks_what_the_conversation_is_now():
+    """What changed while he was away was not told to him, and his digest says that he holds everything."""
+    device = Device()
+    device.live(created(ME, "carol"), removed(2, ME))
+    device.live(added(9, ME))
+    device.page(GROUP, page([added(9, ME)], [(1, 2), (9, 0)]))
+    state = device.timelines.conversations[GROUP]
+    assert (list(device.timelines.behind), state.is_behind) == ([GROUP], True)
+    row = e.Conversation(
+        conversation_id=GROUP, kind=e.CONVERSATION_KIND_GROUP, head_seq=9, version=9, title="renamed", member_count=5,
+        role=ROLE_ADMIN, read_seq=8, delivered_seq=8, visible_intervals=[e.Interval(first_seq=1, last_seq=2), e.Interval(first_seq=9)],
+    )  # fmt: skip
+    device.row(row)
+    assert (state.title, state.member_count, state.role, state.held_seq) == ("renamed", 5, ROLE_ADMIN, 9)
+    assert not device.timelines.behind
 
 
 def test_several_stays_in_one_page():
