@@ -36,7 +36,8 @@ _QUEUE_JOBS: Final = 16_384
 _CACHED_STATEMENTS: Final = 512
 
 # The writer's page cache. SQLite's own 2 MB make it read back, at each commit, what it wrote a second before: a third of the CPU.
-_WRITER_CACHE_KIB: Final = 32 << 10
+# A file that only grows at its end (`FULL` here: the log) never reads back, and gets none.
+_WRITER_CACHE_KIB: Final = {"FULL": 2 << 10, "NORMAL": 32 << 10}
 
 # How often the write-ahead log is copied into the file, beside the writer: long enough that rewrites of a page merge, short enough
 # that the log stays far below the bound that follows at any speed. Left to SQLite, a commit does it, and all wait for that.
@@ -299,7 +300,7 @@ async def open_sqlite_database(
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
-            connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+            connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB[synchronous]}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_LIMIT_BYTES}")
             connection.execute("BEGIN IMMEDIATE")  # a folder that can't be written is found out now, not at the first message
