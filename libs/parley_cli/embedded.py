@@ -19,13 +19,14 @@ from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.registry import Instance
 from chassis.server import open_server
 from chassis.transport import TlsFiles
+from parley_cli.first_of import first_of
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
 from services.gateway.app import Gateway, open_gateway, open_verifier
 from services.gateway.config import GatewaySettings
 from services.gateway.tokens import TokenVerifier
-from services.router.app import open_router
+from services.router.app import RouterService, open_router
 from services.router.config import RouterSettings
-from services.store.app import open_store
+from services.store.app import Store, open_store
 from services.store.config import StoreSettings
 from services.store.rows import TABLES
 
@@ -50,6 +51,19 @@ async def open_engines(data: Path | MemoryDisk | None, clock: Clock) -> AsyncIte
         yield engines
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What runs in this process."""
+
+    gateway: Gateway
+    store: Store
+    router: RouterService
+
+    async def wait_failed(self) -> None:
+        """Wait until one of them is broken for good, and raise why."""
+        await first_of(self.gateway.wait_failed(), self.store.wait_failed(), self.router.wait_failed())
+
+
 @asynccontextmanager
 async def open_services(
     settings: EmbeddedSettings,
@@ -59,7 +73,7 @@ async def open_services(
     clock: Clock,
     metrics: CollectorRegistry,
     rng: random.Random,
-) -> AsyncIterator[Gateway]:
+) -> AsyncIterator["Services"]:
     """Join all services in memory and run them; the gateway's public side is the caller's to serve. Runs on any event loop."""
     internal = InProcessServer()  # one for all three: their methods have names of their own
     channel = InProcessChannel(internal)
@@ -93,7 +107,7 @@ async def open_services(
                 ) as router,
             ):
                 router.register(internal)
-                yield gateway
+                yield Services(gateway, store, router)
         finally:
             await internal.stop(None)
 
@@ -103,7 +117,7 @@ class Running:
     """A server that devices can reach."""
 
     address: str
-    gateway: Gateway
+    services: Services
 
 
 @asynccontextmanager
@@ -115,19 +129,19 @@ async def open_embedded(
     async with open_engines(data_dir, clock) as engines:
         verifier = open_verifier(settings.gateway, data_dir, clock)
         async with (
-            open_services(settings, engines, verifier=verifier, clock=clock, metrics=metrics, rng=rng) as gateway,
+            open_services(settings, engines, verifier=verifier, clock=clock, metrics=metrics, rng=rng) as services,
             open_server(
                 bind=settings.gateway.listen,
-                register=gateway.register_public,
+                register=services.gateway.register_public,
                 tls=_tls_of(settings.gateway),
                 max_receive_bytes=settings.gateway.frame_bytes,
             ) as server,
         ):
             try:
-                yield Running(server.address, gateway)
+                yield Running(server.address, services)
             finally:
                 await server.set_serving(False)
-                await gateway.drain()
+                await services.gateway.drain()
 
 
 def _tls_of(settings: GatewaySettings) -> TlsFiles | None:

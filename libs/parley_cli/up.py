@@ -133,7 +133,7 @@ async def serve(stop: Stop, settings: UpSettings, services: EmbeddedSettings, da
             metrics_address = metrics.address
         running = await stack.enter_async_context(open_embedded(services, data_dir, metrics=registry, rng=random.Random()))
         click.echo(announcement(running, metrics_address, services.gateway, data_dir))
-        await first_of(stop.wait(), running.gateway.wait_failed())
+        await first_of(stop.wait(), running.services.wait_failed())
         click.echo("stopping")
 
 

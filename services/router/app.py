@@ -12,7 +12,7 @@ from chassis.clock import Clock
 from chassis.errors import InvalidArgument
 from chassis.eventlog import EventLog
 from chassis.registry import Registry
-from chassis.tasks import open_tasks
+from chassis.tasks import Tasks, open_tasks
 from parley.router.v1.router_service_pb2 import ListOnlineRequest, ListOnlineResponse
 from parley.router.v1.router_service_pb2_grpc import RouterServiceServicer, add_RouterServiceServicer_to_server
 from parley.store.v1.store_service_pb2_grpc import StoreServiceStub
@@ -42,12 +42,17 @@ class RouterRpc(RouterServiceServicer):
 class RouterService:
     """A running router; made by `open_router`."""
 
-    def __init__(self, rpc: RouterRpc) -> None:
+    def __init__(self, rpc: RouterRpc, tasks: Tasks) -> None:
         self._rpc = rpc
+        self._tasks = tasks
 
     def register(self, server: Any) -> None:
         """Add RouterService to a server, real or in process."""
         add_RouterServiceServicer_to_server(self._rpc, server)
+
+    async def wait_failed(self) -> None:
+        """Wait until a loop ended that must not, and raise what ended it."""
+        await self._tasks.wait_failed()
 
 
 @asynccontextmanager
@@ -71,4 +76,4 @@ async def open_router(
         store = StoreServiceStub(store_channel)
         router = Router(settings, log=log, links=links, store=store, clock=clock, metrics=router_metrics, rng=rng)
         tasks.spawn(router.run(tasks), name="route")
-        yield RouterService(RouterRpc(links))
+        yield RouterService(RouterRpc(links), tasks)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from chassis.clock import Clock
 from chassis.eventlog import EventLog
-from chassis.tasks import open_tasks
+from chassis.tasks import Tasks, open_tasks
 from chassis.timeline import Timeline
 from parley.store.v1.store_service_pb2_grpc import add_StoreServiceServicer_to_server
 from services.store.apply import Applier
@@ -24,12 +24,17 @@ from services.store.sync import Syncer
 class Store:
     """A running store; made by `open_store`."""
 
-    def __init__(self, rpc: StoreRpc) -> None:
+    def __init__(self, rpc: StoreRpc, tasks: Tasks) -> None:
         self._rpc = rpc
+        self._tasks = tasks
 
     def register(self, server: Any) -> None:
         """Add StoreService to a server, real or in process."""
         add_StoreServiceServicer_to_server(self._rpc, server)
+
+    async def wait_failed(self) -> None:
+        """Wait until a loop ended that must not, and raise what ended it. A stopped partition is no such end: it is told loudly."""
+        await self._tasks.wait_failed()
 
 
 @asynccontextmanager
@@ -44,4 +49,4 @@ async def open_store(
     rpc = StoreRpc(reader, Syncer(timeline, reader), clock, store_metrics)
     async with open_tasks("store") as tasks:
         tasks.spawn(applier.run(tasks), name="apply")
-        yield Store(rpc)
+        yield Store(rpc, tasks)
