@@ -16,19 +16,22 @@ from services.store.state import ConversationState
 
 PAGE_DEFAULT = 50
 LAST_EVENTS_MAX = 50
-_QUESTION = "sync "
 
 
 class _Entry(NamedTuple):
-    """One conversation of the user's list, in the order of pages: latest first, by id among equals."""
+    """One conversation of the user's list."""
 
     last_time_ms: int
     held: Held
     peer: str
 
-    @property
-    def place(self) -> tuple[int, str]:
-        return -self.last_time_ms, self.held.conversation_id
+    def place(self, *, by_time: bool) -> tuple[int, str]:
+        """Return what pages are ordered by.
+
+        A new device gets the latest first. Of what differs, pages go by id alone: a conversation in which something happens between
+        two pages must not move to where the device has been, for its row may be all that tells of somebody's watermarks.
+        """
+        return -self.last_time_ms if by_time else 0, self.held.conversation_id
 
 
 class Syncer:
@@ -46,16 +49,18 @@ class Syncer:
         if not 0 <= request.last_events_count <= LAST_EVENTS_MAX:
             raise InvalidArgument("FIELD_INVALID", f"last_events_count is 0 to {LAST_EVENTS_MAX}")
         limit = page_size_of(request.page_size, PAGE_DEFAULT, PAGE_CONVERSATIONS)
-        after = _place_of(decode_page_token(_QUESTION + user, request.page_token)) if request.page_token else None
+        by_time = not digests
+        question = f"sync {'all' if by_time else 'changes'} {user}"
+        after = _place_of(decode_page_token(question, request.page_token)) if request.page_token else None
 
         entries = await self._entries(user)
         if digests:
             ours = digests_of(entry.held for entry in entries)
             differing = {bucket for bucket in range(BUCKET_COUNT) if ours[bucket] != digests[bucket]}
             entries = [entry for entry in entries if bucket_of(entry.held.conversation_id) in differing]
-        entries.sort(key=lambda entry: entry.place)
+        entries.sort(key=lambda entry: entry.place(by_time=by_time))
         if after is not None:
-            entries = [entry for entry in entries if entry.place > after]
+            entries = [entry for entry in entries if entry.place(by_time=by_time) > after]
         page = entries[:limit]
         response = SyncResponse()
         states = await self._reader.states(
@@ -63,8 +68,8 @@ class Syncer:
         )
         await self._fill(response, user, page, states, request.last_events_count)
         if len(entries) > limit:
-            last_time, conversation_id = page[-1].place
-            response.next_page_token = encode_page_token(_QUESTION + user, f"{last_time} {conversation_id}")
+            number, conversation_id = page[-1].place(by_time=by_time)
+            response.next_page_token = encode_page_token(question, f"{number} {conversation_id}")
         return response
 
     async def _entries(self, user: str) -> list[_Entry]:
@@ -107,5 +112,5 @@ def _large_entry(state: ConversationState, user: str) -> _Entry:
 
 
 def _place_of(cursor: str) -> tuple[int, str]:
-    last_time, conversation_id = cursor.split(" ")
-    return int(last_time), conversation_id
+    number, conversation_id = cursor.split(" ")
+    return int(number), conversation_id

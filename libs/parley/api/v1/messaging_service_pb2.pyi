@@ -554,7 +554,7 @@ class SyncResponse(_message.Message):
     """Empty: that was the last page."""
     @_builtins.property
     def conversations(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Conversation]:
-        """Those in buckets that differ, latest first."""
+        """Those in buckets that differ; without digests all, latest first."""
 
     def __init__(
         self,
