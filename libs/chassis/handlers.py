@@ -55,15 +55,22 @@ def guard_methods(service: str, handlers: Mapping[str, Handler], running: Runnin
 
 
 class GuardedGenericHandler(grpc.GenericRpcHandler):
-    """Wraps what a generic handler finds, a call."""
+    """Wraps what a generic handler finds, once for each method."""
 
     def __init__(self, inner: grpc.GenericRpcHandler, running: RunningHandlers) -> None:
         self._inner = inner
         self._running = running
+        self._known: dict[str, tuple[Handler, Handler]] = {}  # by method: wrapping costs more than a call
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         handler = self._inner.service(handler_call_details)
-        return None if handler is None else guard(str(handler_call_details.method), handler, self._running)
+        if handler is None:
+            return None
+        method = str(handler_call_details.method)
+        known = self._known.get(method)
+        if known is None or known[0] is not handler:
+            known = self._known[method] = (handler, guard(method, handler, self._running))
+        return known[1]
 
 
 def _guarded(method: str, running: RunningHandlers, behavior: _Behavior) -> _Behavior:

@@ -122,8 +122,8 @@ class Calls:
         asked = store.SyncRequest(user_id=claims.user_id, request=request)
         return (await self._store.Sync(asked, timeout=self._deadline(context, self._settings.read_seconds))).response
 
-    async def list_events(self, request: api.ListEventsRequest, context: Context) -> api.ListEventsResponse:
-        """Ask the store for a page of a timeline."""
+    async def list_events(self, request: api.ListEventsRequest, context: Context) -> bytes:
+        """Ask the store for a page of a timeline, encoded."""
         claims = self._caller(context)
         asked = store.ListEventsRequest(user_id=claims.user_id, request=request)
         return (await self._store.ListEvents(asked, timeout=self._deadline(context, self._settings.read_seconds))).response
@@ -180,12 +180,13 @@ def method_handlers(calls: Calls) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]
     """Return the unary methods by name."""
 
     def unary(function: Any, request: Any, response: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-        return grpc.unary_unary_rpc_method_handler(function, request.FromString, response.SerializeToString)
+        encode = response.SerializeToString if response is not None else None  # None: encoded already
+        return grpc.unary_unary_rpc_method_handler(function, request.FromString, encode)
 
     return {
         "Submit": unary(calls.submit, RawSubmitRequest, api.SubmitResponse),
         "Sync": unary(calls.sync, api.SyncRequest, api.SyncResponse),
-        "ListEvents": unary(calls.list_events, api.ListEventsRequest, api.ListEventsResponse),
+        "ListEvents": unary(calls.list_events, api.ListEventsRequest, None),
         "GetConversation": unary(calls.get_conversation, api.GetConversationRequest, api.GetConversationResponse),
         "ListMembers": unary(calls.list_members, api.ListMembersRequest, api.ListMembersResponse),
         "GetPresence": unary(calls.get_presence, api.GetPresenceRequest, api.GetPresenceResponse),

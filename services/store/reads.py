@@ -105,8 +105,8 @@ class Reader:
         self._recent = recent
         self._bucket_bits = bucket_bits
 
-    async def list_events(self, user: str, request: ListEventsRequest) -> ListEventsResponse:
-        """Return a page of the caller's view of one timeline."""
+    async def list_events(self, user: str, request: ListEventsRequest) -> bytes:
+        """Return a page of the caller's view of one timeline, as an encoded ListEventsResponse: stored events are not decoded."""
         limit = page_size_of(request.page_size, EVENTS_PAGE_DEFAULT, PAGE_EVENTS)
         mark = request.before_seq or request.after_seq
         if mark < 0:
@@ -123,12 +123,10 @@ class Reader:
         events = await self.events(request.conversation_id, seqs)
         page = unbroken(events, seqs, backwards=backwards)
         more |= len(page) < len(seqs)
-        response = ListEventsResponse.FromString(b"".join(field(_EVENTS_TAG, event) for event in page))
-        response.visible_intervals.extend(intervals_of(member))
-        response.first_available_seq = member.stays[0][0]
-        response.head_seq = head_seq
-        response.more = more
-        return response
+        rest = ListEventsResponse(
+            visible_intervals=intervals_of(member), first_available_seq=member.stays[0][0], head_seq=head_seq, more=more
+        )
+        return b"".join([field(_EVENTS_TAG, event) for event in page]) + rest.SerializeToString()
 
     async def get_conversation(self, user: str, request: GetConversationRequest) -> GetConversationResponse:
         """Return one conversation as the caller sees it."""

@@ -11,7 +11,7 @@ from chassis.clock import SystemClock
 from chassis.embedded import open_embedded_engines
 from chassis.errors import InvalidArgument, NotFound, PermissionDenied
 from parley.api.v1.commands_pb2 import AddMembers, CreateGroup, RemoveMember, SendMessage
-from parley.api.v1.messaging_service_pb2 import ListEventsRequest, ListMembersRequest, SyncRequest
+from parley.api.v1.messaging_service_pb2 import ListEventsRequest, ListEventsResponse, ListMembersRequest, SyncRequest
 from services.store import reads, rows
 from services.store.reads import Reader, seqs_after, seqs_before
 from services.store.recent import RecentEvents
@@ -59,7 +59,7 @@ async def pages(reader: Reader, user: str, conversation_id: str, size: int, *, b
             request.before_seq = seqs[0] if seqs else 0
         else:
             request.after_seq = seqs[-1] if seqs else 0
-        page = await reader.list_events(user, request)
+        page = ListEventsResponse.FromString(await reader.list_events(user, request))
         found = [event.seq for event in page.events]
         assert found, "a page between two others is never empty here"
         seqs = found + seqs if backwards else seqs + found
@@ -94,7 +94,7 @@ async def test_who_left_sees_the_conversation_as_of_his_leave():
     async with open_reader() as (reader, syncer, conversation_id):
         await reader_goes_on(reader, conversation_id)
         request = ListEventsRequest(conversation_id=conversation_id, after_seq=9)
-        assert (await reader.list_events("carol", request)).head_seq == 10
+        assert ListEventsResponse.FromString(await reader.list_events("carol", request)).head_seq == 10
         row = (await syncer.sync("carol", SyncRequest(last_events_count=3))).conversations[0]
         assert (row.head_seq, [event.seq for event in row.last_events]) == (10, [8, 9, 10])
         with pytest.raises(PermissionDenied):

@@ -92,14 +92,14 @@ class ListEventsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESPONSE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def response(self) -> _messaging_service_pb2.ListEventsResponse: ...
+    response: _builtins.bytes
+    """An encoded parley.api.v1.ListEventsResponse: gateways pass it on as it is."""
     def __init__(
         self,
         *,
-        response: _messaging_service_pb2.ListEventsResponse | None = ...,
+        response: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
