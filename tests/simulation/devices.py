@@ -19,6 +19,7 @@ from parley_protocol.ids import direct_conversation_id, group_conversation_id
 from services.gateway.keys import mint_token
 
 TOKEN_SECONDS = 400 * 24 * 3600.0
+CALM = 0.84  # of what a device may do: below, it neither leaves nor crashes
 OPTIONS = ClientOptions(first_sync_events=3, sync_events=2, sync_page_conversations=2, page_events=4, in_flight_commands=4)  # tiny
 
 
@@ -58,7 +59,8 @@ class Crowd:
     directs: dict[str, tuple[str, str]] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
     numbers: int = 0
-    restlessness: float = 1.0  # 0.84: devices stay connected, as far as it is up to them
+    restlessness: float = 1.0  # CALM to 1.0
+    attention: float = 0.5  # the share of events that somebody marks as read, rather than showing it by an answer
 
 
 class SimulatedDevice:
@@ -110,7 +112,7 @@ class SimulatedDevice:
     async def _read(self, client: Client, run: int) -> None:
         async for event in client.events():
             self._facts.shown.append(Shown(run, entry_of(event.event)))
-            if self._rng.random() < 0.5:
+            if self._rng.random() < self._crowd.attention:
                 await client.mark_read(event.conversation_id, event.seq)
             if self._rng.random() < 0.2:
                 await asyncio.sleep(self._rng.uniform(0.0, 1.0))
@@ -127,7 +129,7 @@ class SimulatedDevice:
                 answers.append(group.create_task(self._note_answer(ticket)))
                 if rng.random() < 0.3:
                     await asyncio.wait([answers[-1]], timeout=60.0)
-            elif kind < 0.84:
+            elif kind < CALM:
                 if conversations := client.conversations():
                     await self._scroll_back(client, rng.choice(conversations).conversation_id)
             elif kind < 0.92:
@@ -160,7 +162,7 @@ class SimulatedDevice:
             conversation_id = direct_conversation_id(user, peer)
             crowd.directs[conversation_id] = (user, peer)
             seen = max((c.held_seq for c in client.conversations() if c.conversation_id == conversation_id), default=0)
-            ticket = await client.send(to_user=peer, body=body, seen_seq=seen if rng.random() < 0.5 else 0)
+            ticket = await client.send(to_user=peer, body=body, seen_seq=seen)
             return self._note_asked(ticket, conversation_id, "send_message", body)
         conversation_id = rng.choice(crowd.groups)
         other = rng.choice(crowd.users)
