@@ -9,13 +9,14 @@ from chassis.clock import SystemClock
 from chassis.embedded import open_embedded_engines
 from chassis.errors import InvalidArgument
 from chassis.timeline import Timeline
-from parley.api.v1.commands_pb2 import SendMessage
+from parley.api.v1.commands_pb2 import CreateGroup, SendMessage
 from parley.api.v1.messaging_service_pb2 import SyncRequest
-from parley_protocol.digests import BUCKET_COUNT
+from parley_protocol.digests import BUCKET_COUNT, Held, digests_of
 from parley_protocol.ids import direct_conversation_id
 from services.store import rows
 from services.store.reads import Reader
 from services.store.recent import RecentEvents
+from services.store.state import LARGE_ABOVE
 from services.store.sync import Syncer
 from tests.unit.store_scene import T0, Scene, command_record
 
@@ -91,3 +92,24 @@ async def test_page_tokens_of_both_orders_are_kept_apart():
         _, token = await world.page([], "")
         with pytest.raises(InvalidArgument):
             await world.page([0] * BUCKET_COUNT, token)
+
+
+async def test_a_large_conversation_is_told_as_its_state_says():
+    """Its inbox rows say only that somebody has it: head, watermarks and version come from the state, for digests too."""
+    members = [f"m{number}" for number in range(LARGE_ABOVE)]
+    create = command_record("alice", CreateGroup(title="all", member_user_ids=members), number=1, member_cap=100)
+    scene = Scene(create.conversation_id)
+    scene.apply(create)
+    scene.apply(command_record("alice", SendMessage(body=b"x"), number=2, conversation=create.conversation_id))
+    for user in scene.state.members:
+        scene.state.touch_member(user)
+        scene.state.touch_inbox(user)
+    assert scene.state.large
+    async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
+        await engines.timeline.write([*rows.inbox_rows(scene.state), *rows.state_rows(scene.state)])
+        syncer = Syncer(engines.timeline, Reader(engines.timeline, RecentEvents(0), 4))
+        row = (await syncer.sync("m0", SyncRequest())).conversations[0]
+        assert (row.head_seq, row.unread_count, row.version, row.title, row.member_count) == (2, 1, 1, "all", LARGE_ABOVE + 1)
+        for held_seq, differs in ((2, False), (1, True)):
+            digests = digests_of([Held(row.conversation_id, held_seq, 0, 0, 0, 0, 1)])
+            assert bool((await syncer.sync("m0", SyncRequest(digests=digests))).conversations) is differs
