@@ -1,0 +1,125 @@
+"""G10: who was told that a command is stored finds it, whichever gateway and whichever store he asks."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+import world
+from devices import SimulatedDevice
+from processes import BrokenError
+from world import KEY, run_world
+
+from chassis.eventlog import EventLog, LogEntry
+from chassis.timeline import Row, Timeline
+from parley.api.v1.messaging_service_pb2 import GetConversationRequest, ListEventsRequest
+from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
+from parley_client import RejectedError, Ticket
+from parley_protocol.topics import EVENTS
+from services.gateway.keys import mint_token
+from services.store.apply import Applier
+from services.store.rows import STATE
+
+SEEDS = range(6)
+SEEDS_MAX = 40  # as for the other mutations
+found: list[int] = []  # seqs that were there
+missed: list[str] = []  # what was not, though its sender had been told
+
+
+class AskingDevice(SimulatedDevice):
+    """Asks every gateway for what it was told is stored, as another device of its user would."""
+
+    async def _note_answer(self, ticket: Ticket) -> None:
+        await super()._note_answer(ticket)
+        try:
+            accepted = await ticket.accepted()
+        except RejectedError:
+            return
+        await asyncio.gather(*(self._ask(endpoint, ticket.request_id, accepted) for endpoint in self._crowd.gateways))  # type: ignore[attr-defined]
+
+    async def _ask(self, endpoint: Any, request_id: bytes, accepted: Any) -> None:
+        """Ask until there is an answer; the first one must know."""
+        stream = self._simulation.faults.stream(f"link of a reader {request_id.hex()}")
+        reader = f"reader-{request_id.hex()}"  # a rate of its own
+        token = mint_token(KEY, self.device.user_id, reader, 400 * 24 * 3600.0, self._simulation.clock.wall_ms() / 1000)
+        metadata = (("authorization", f"Bearer {token}"),)
+        page = ListEventsRequest(conversation_id=accepted.conversation_id, after_seq=accepted.seq - 1, page_size=1)
+        while not self._simulation.faults.healed:
+            try:
+                async with endpoint.connect(reader, stream, keepalive=True) as channel:
+                    stub = MessagingServiceStub(channel)
+                    conversation = GetConversationRequest(conversation_id=accepted.conversation_id)
+                    seen = await stub.GetConversation(conversation, metadata=metadata, timeout=10)
+                    events = (await stub.ListEvents(page, metadata=metadata, timeout=10)).events
+            except grpc.aio.AioRpcError as error:
+                if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED):
+                    missed.append(f"{self.device} was told {accepted}, and then: {error.details()}")
+                    return
+                await asyncio.sleep(0.5)
+                continue
+            if seen.conversation.head_seq < accepted.seq or [event.request_id for event in events] != [request_id]:
+                missed.append(f"{self.device} was told {accepted} and found {seen} and {events}")
+            found.append(accepted.seq)
+            return
+
+
+@pytest.fixture(autouse=True)
+def asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(simulation: Any, crowd: Any, device: Any, endpoint: Any, *rest: Any) -> AskingDevice:
+        crowd.__dict__.setdefault("gateways", {})[endpoint] = None
+        return AskingDevice(simulation, crowd, device, endpoint, *rest)
+
+    monkeypatch.setattr(world, "SimulatedDevice", device)
+    found.clear()
+    missed.clear()
+
+
+def test_what_is_accepted_is_there_for_whoever_asks():
+    for seed in SEEDS:
+        run_world(seed)
+    assert missed == []
+    assert len(found) > 100
+
+
+class HastyEngines:
+    """Log and tables of a store that tells before it has written what readers take heads from."""
+
+    def __init__(self, log: EventLog, timeline: Timeline) -> None:
+        self._log = log
+        self._timeline = timeline
+        self._late: dict[Any, list[Row]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._timeline if name.startswith("read") else self._log, name)
+
+    async def write(self, rows: list[Row]) -> None:
+        if rows[0].table == STATE:
+            self._late[asyncio.current_task()] = rows
+        else:
+            await self._timeline.write(rows)
+
+    async def append(self, topic: str, partition: int, entries: list[LogEntry]) -> None:
+        await self._log.append(topic, partition, entries)
+        if topic == EVENTS and (rows := self._late.pop(asyncio.current_task(), None)):
+            await self._timeline.write(rows)
+
+
+def publish_before_the_states_are_written(patch: pytest.MonkeyPatch) -> None:
+    original = Applier.__init__
+
+    def init(self: Applier, settings: Any, *, log: EventLog, timeline: Timeline, **rest: Any) -> None:
+        engines: Any = HastyEngines(log, timeline)
+        original(self, settings, log=engines, timeline=engines, **rest)
+
+    patch.setattr(Applier, "__init__", init)
+
+
+def test_a_store_that_tells_before_it_has_written_is_found(monkeypatch):
+    publish_before_the_states_are_written(monkeypatch)
+    for seed in range(SEEDS_MAX):
+        with suppress(BrokenError):  # other guarantees break as well
+            run_world(seed)
+        if missed:
+            return
+    pytest.fail(f"survived {SEEDS_MAX} seeds")
