@@ -53,7 +53,9 @@ class Timeline(Protocol):
         """
 
     async def read_points(self, points: Sequence[Point]) -> Mapping[Point, bytes]:
-        """Read single rows in as few requests as the engine can; rows that do not exist are absent."""
+        """Read single rows in as few requests as the engine can; rows that do not exist are absent. Those of one partition are
+        read at one moment.
+        """
 
     async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
         """Read whole partitions, rows by key ascending; partitions without rows are absent. `limit` > 0 cuts each partition's

@@ -116,6 +116,15 @@ class SqliteTimeline:
                         found[Point(table, partition, key)] = value
             return found
 
+        def select_at_one_moment(connection: sqlite3.Connection) -> Mapping[Point, bytes]:
+            connection.execute("BEGIN")  # several statements: a partition's points may stand in two of them
+            try:
+                return select(connection)
+            finally:
+                connection.execute("COMMIT")
+
+        if any(len(pairs) > STATEMENT_ROWS for _, _, pairs in selects):
+            return await self._read(select_at_one_moment)
         return await self._read(select) if selects else {}
 
     async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:

@@ -123,6 +123,24 @@ async def test_rows_of_a_partition_appear_together(timeline: Timeline) -> None:
     await writing
 
 
+async def test_points_of_a_partition_are_read_at_one_moment(timeline: Timeline) -> None:
+    """However many: what a conversation's head and members say must fit together."""
+    keys = [b"%03d" % number for number in range(200)]
+    await timeline.write([row("p", key, b"0", 0) for key in keys])
+
+    async def write() -> None:
+        for stamp in range(1, 50):
+            await timeline.write([row("p", key, b"%d" % stamp, stamp) for key in keys])
+
+    writing = asyncio.create_task(write())
+    torn = 0
+    while not writing.done():
+        found = await timeline.read_points([Point("events", "p", key) for key in keys])
+        torn += len(set(found.values())) != 1
+    await writing
+    assert not torn
+
+
 async def test_reads_see_every_write_that_returned(timeline: Timeline) -> None:
     async def write_and_read(name: str) -> None:
         for stamp in range(1, 11):
