@@ -2,7 +2,8 @@
 
 Durable topics live in a database that syncs each commit; the others, and the offsets of all consumer groups, live in one that
 does not, beside the tables that consumers write. So after power loss tables, offsets and events are as they were at one earlier
-moment, the commands after the offsets are all there, and applying them again restores the rest.
+moment, the commands after the offsets are all there, and applying them again restores the rest. While the tables can't be written
+(a full disk), durable topics take nothing either: their records would be stored and never answered.
 """
 
 import asyncio
@@ -66,8 +67,10 @@ class SqliteLog:
         partitions: Mapping[str, Sequence[LogPartition]],
         offsets: dict[_OffsetKey, int],
         retention_days: Mapping[str, float],
+        durable_topics: Collection[str],
     ) -> None:
         self._tables = tables
+        self._durable_topics = durable_topics
         self._clock = clock
         self._epoch = epoch
         self._partitions = partitions
@@ -75,6 +78,7 @@ class SqliteLog:
         self._dirty: dict[_OffsetKey, int] = {}
         self._dirtied = asyncio.Event()
         self._flushing = asyncio.Lock()
+        self._flush_failed = False
         self._retention_days = retention_days
         self._consumers: dict[str, dict[SqliteConsumer, None]] = {topic: {} for topic in partitions}  # woken in order
 
@@ -88,6 +92,10 @@ class SqliteLog:
     async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:
         log_partition = self._partitions_of(topic)[partition]
         consumers = self._consumers[topic]
+        trouble = self._tables.trouble
+        if trouble is not None and topic in self._durable_topics:
+            # What nobody can apply would wait for its outcome unanswered, and fill what the disk may still have for the log alone.
+            raise LogUnavailableError(f"{topic}/{partition}: consumers can't write: {trouble}") from trouble
 
         def committed() -> None:
             for consumer in consumers:
@@ -166,7 +174,11 @@ class SqliteLog:
         try:
             await self._flush()
         except StorageError as error:  # costs a second delivery after a restart, no more
-            _log.warning("consumer offsets not committed", error=str(error))
+            if not self._flush_failed:
+                _log.warning("consumer offsets not committed", error=str(error))
+            self._flush_failed = True
+        else:
+            self._flush_failed = False
 
     async def _run_commits(self, interval_seconds: float) -> None:
         while True:
@@ -219,7 +231,15 @@ async def open_sqlite_log(
         raise LogUnavailableError(str(error)) from error
     _check_offsets(offsets, ((_engine_topic(topic, epoch), parts) for topic, parts in partitions.items()))
     kept = retention_days or {}
-    log = SqliteLog(tables=tables, clock=clock, epoch=epoch, partitions=partitions, offsets=offsets, retention_days=kept)
+    log = SqliteLog(
+        tables=tables,
+        clock=clock,
+        epoch=epoch,
+        partitions=partitions,
+        offsets=offsets,
+        retention_days=kept,
+        durable_topics=frozenset(durable),
+    )
     async with open_tasks("sqlite log") as tasks:
         tasks.spawn(log._run_commits(commit_interval_seconds), name="commit consumer offsets")
         tasks.spawn(log._run_retention(trim_interval_seconds), name="retention")

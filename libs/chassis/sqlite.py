@@ -69,8 +69,16 @@ _FILE_TROUBLE: Final = {
     sqlite3.SQLITE_PROTOCOL: "locking failed",
 }
 
+# What an extended code knows better: where a disk is full when a file is opened, there is no room for its shared memory.
+_EXTENDED_TROUBLE: Final = {sqlite3.SQLITE_IOERR_SHMSIZE: "disk full"}
+
 
 _log = structlog.get_logger()
+
+
+# How long a failed commit speaks for the file, in seconds: longer than anybody waits who tries again, and no dead end where nobody
+# does.
+_TROUBLE_SECONDS: Final = 5.0
 
 
 class StorageError(Exception):
@@ -126,6 +134,15 @@ class SqliteDatabase:
         self._running: list[_Job[Any]] = []
         self._wake = asyncio.Event()
         self._closing = False
+        self._failure: StorageError | None = None
+        self._failed_at = 0.0
+
+    @property
+    def trouble(self) -> StorageError | None:
+        """Why the last commit failed, if that was a moment ago and none has succeeded since."""
+        if self._failure is not None and asyncio.get_running_loop().time() - self._failed_at > _TROUBLE_SECONDS:
+            self._failure = None
+        return self._failure
 
     def write(self, function: Callable[[sqlite3.Connection], T], *, committed: Callable[[], None] | None = None) -> Awaitable[T]:
         """Queue a function for the writer's next transaction, in call order; await its result, which is there after the commit.
@@ -164,6 +181,7 @@ class SqliteDatabase:
 
     async def _run_checkpoints(self) -> None:
         """Copy the log into the file from time to time: most of it beside the writer, then the rest, so that it can start anew."""
+        told = False
         while True:
             await self._committed.wait()
             await asyncio.sleep(_CHECKPOINT_INTERVAL_SECONDS)
@@ -173,7 +191,11 @@ class SqliteDatabase:
                     await self._checkpointer.run(_checkpoint)
                     await self._writer.run(_checkpoint)
             except sqlite3.Error as error:  # the disk's trouble: writes report it; the log grows meanwhile
-                _log.warning("checkpoint put off", error=str(_storage_error(self.name, error)))
+                if not told:
+                    _log.warning("checkpoint put off", error=str(_storage_error(self.name, error)))
+                told = True
+            else:
+                told = False
 
     async def _run_writer(self) -> None:
         """Commit what is queued until closed and empty."""
@@ -182,8 +204,12 @@ class SqliteDatabase:
             self._wake.clear()
             while self._queue:
                 self._running = [self._queue.popleft() for _ in range(min(len(self._queue), _TRANSACTION_JOBS))]
-                await self._writer.run(partial(_commit, self.name, self._running))
-                self._committed.set()
+                failure = await self._writer.run(partial(_commit, self.name, self._running))
+                if failure is None:
+                    self._committed.set()
+                else:
+                    self._failed_at = asyncio.get_running_loop().time()
+                self._failure = failure
                 for job in self._running:
                     job.finish()
                 self._running = []
@@ -202,8 +228,11 @@ class SqliteDatabase:
         await writer_task
 
 
-def _commit(name: str, jobs: Sequence[_Job[Any]], connection: sqlite3.Connection) -> None:
-    """Run the jobs in one transaction; one that fails for its own reasons is left out, and the rest run again."""
+def _commit(name: str, jobs: Sequence[_Job[Any]], connection: sqlite3.Connection) -> StorageError | None:
+    """Run the jobs in one transaction; one that fails for its own reasons is left out, and the rest run again.
+
+    Returns what failed them all, if the file did.
+    """
     pending = list(jobs)
     while pending:
         failed = None
@@ -221,7 +250,7 @@ def _commit(name: str, jobs: Sequence[_Job[Any]], connection: sqlite3.Connection
                     break
             if failed is None:
                 connection.execute("COMMIT")
-                return
+                return None
             connection.execute("ROLLBACK")
             pending.remove(failed)
         except sqlite3.Error as error:
@@ -229,7 +258,8 @@ def _commit(name: str, jobs: Sequence[_Job[Any]], connection: sqlite3.Connection
             for job in pending:
                 job.error = job.error or cause
             _roll_back(connection)
-            return
+            return cause
+    return None
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
@@ -250,7 +280,7 @@ def _trouble(error: sqlite3.Error) -> str:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:  # raised by the module, not by SQLite: a closed connection, or a mistake in a job's parameters
         return "closed" if "closed" in str(error) else ""
-    return _FILE_TROUBLE.get(code & 0xFF, "")  # the low byte is the primary code
+    return _EXTENDED_TROUBLE.get(code) or _FILE_TROUBLE.get(code & 0xFF, "")  # the low byte is the primary code
 
 
 def _storage_error(name: str, error: sqlite3.Error) -> StorageError:

@@ -14,6 +14,7 @@ from chassis.embedded import COMMANDS_FILE, TABLES_FILE, EmbeddedEngines, Memory
 from chassis.eventlog import EventLog, LogConsumer, LogEntry, LogUnavailableError
 from chassis.eventlog_sqlite_partition import pack, unpack
 from chassis.testing.virtual_loop import VirtualClock, run_virtual
+from chassis.timeline import Row, TimelineUnavailableError
 
 DAY_SECONDS = 86_400
 
@@ -325,5 +326,31 @@ def test_a_disk_that_fails_delays_commits_of_offsets_and_loses_none() -> None:
                     tables.execute("PRAGMA query_only = OFF")
                     await asyncio.sleep(1)
                     assert rows(disk, TABLES_FILE, "log_offset WHERE next_offset = 5") == 1
+
+    run_virtual(main)
+
+
+def test_commands_are_refused_while_nobody_could_apply_them() -> None:
+    """A failed commit of the tables speaks for the next one, until one succeeds or nobody has tried for a while."""
+
+    async def main(_rng: Random) -> None:
+        with closing(MemoryDisk()) as disk:
+            async with opened(disk, VirtualClock()) as engines:
+                tables = disk.connection(TABLES_FILE)
+                for _ in range(2):
+                    tables.execute("PRAGMA query_only = ON")
+                    await append(engines.log, "commands", 1, 1)
+                    with pytest.raises(TimelineUnavailableError):
+                        await engines.timeline.write([Row("t", "p", b"k", b"v", 1)])
+                    with pytest.raises(LogUnavailableError, match=r"commands/0: consumers can't write: tables\.db: read-only"):
+                        await append(engines.log, "commands", 2, 2)
+                    tables.execute("PRAGMA query_only = OFF")
+                    await engines.timeline.write([Row("t", "p", b"k", b"v", 1)])
+                    await append(engines.log, "commands", 3, 3)
+                tables.execute("PRAGMA query_only = ON")
+                with pytest.raises(LogUnavailableError):
+                    await append(engines.log, "events", 1, 1)
+                await asyncio.sleep(5.1)
+                await append(engines.log, "commands", 4, 4)
 
     run_virtual(main)
