@@ -158,8 +158,11 @@ def hold_folder(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             raise DataFolderError(f"the data folder {folder} is in use by process {owner or '(unknown)'}") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            raise DataFolderError(f"the data folder {folder} can't be used: {error.strerror}") from error
         yield
     finally:
         os.close(descriptor)

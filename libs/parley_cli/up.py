@@ -19,10 +19,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from chassis.app import Stop, run
 from chassis.config import ConfigError, load_settings
 from chassis.embedded import DataFolderError
+from chassis.eventlog import LogUnavailableError
 from chassis.logs import configure_logging
 from chassis.metrics import open_metrics_server
 from chassis.server import BindError
 from chassis.sqlite import StorageError
+from chassis.timeline import TimelineUnavailableError
 from chassis.transport import TlsError
 from parley_cli.connection import DEFAULT_ADDRESS, data_option, examples
 from parley_cli.data_dir import default_data_dir
@@ -34,6 +36,11 @@ from services.gateway.keys import KeyFileError
 from services.gateway.tokens import KeysFileError
 
 S = TypeVar("S", bound=BaseSettings)
+
+# What a server that can't begin says why; once it serves, none of these comes up here.
+_UNUSABLE = (
+    BindError, DataFolderError, KeyFileError, KeysFileError, LogUnavailableError, StorageError, TimelineUnavailableError, TlsError,
+)  # fmt: skip
 
 
 class UpSettings(BaseSettings):
@@ -93,7 +100,7 @@ def up(data_dir: Path, log_json: bool, **flags: str | None) -> None:
     prefer_throughput()
     try:
         run(lambda stop: serve(stop, settings, EmbeddedSettings(gateway=gateway_settings), data_dir))
-    except (BindError, DataFolderError, KeyFileError, KeysFileError, StorageError, TlsError) as error:
+    except _UNUSABLE as error:
         raise SetupError(f"{error}.") from error
 
 

@@ -130,7 +130,7 @@ async def _sweep(settings: GatewaySettings, streams: Streams, writer: LogWriter,
 def open_verifier(settings: GatewaySettings, data_dir: Path | None, clock: Clock) -> TokenVerifier:
     """Read the configured keys, or the development key of the data folder, made if it is not there.
 
-    Raises KeysFileError, KeyFileError or OSError, each saying which file and why.
+    Raises KeysFileError or KeyFileError, each saying which file and why.
     """
     if settings.token_keys_file is not None:
         keys = KeysFile(settings.token_keys_file)

@@ -20,14 +20,18 @@ class KeyFileError(Exception):
 def load_or_create_key(path: Path) -> Ed25519PrivateKey:
     """Return the key in the file, made now if there is none: mode 0600, whole or not at all, one winner among racing processes.
 
-    Raises KeyFileError for a file that others may read or that holds something else, OSError if the folder can't be written.
+    Raises KeyFileError for a file that others may read, that holds something else, or that can't be made or read.
     """
-    if not path.exists():
-        _create(path)
-    if path.stat().st_mode & _OTHERS:
+    try:
+        if not path.exists():
+            _create(path)
+        mode, content = path.stat().st_mode, path.read_bytes()
+    except OSError as error:
+        raise KeyFileError(f"the key {path} can't be used: {error.strerror}") from error
+    if mode & _OTHERS:
         raise KeyFileError(f"{path} can be read by others: whoever has it can sign tokens; chmod 600 it or remove it")
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
+        key = load_pem_private_key(content, password=None)
     except ValueError as error:
         raise KeyFileError(f"{path} holds no private key: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):

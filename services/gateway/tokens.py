@@ -99,9 +99,13 @@ class KeysFile:
     """A file of public keys that may be replaced while the server runs. Its content is read at once and on `changed`."""
 
     def __init__(self, path: Path) -> None:
+        """Raises KeysFileError."""
         self._path = path
-        self._seen = self._identity()
-        self.ring = self._read()
+        try:
+            self._seen = self._identity()
+            self.ring = self._read()
+        except OSError as error:
+            raise KeysFileError(f"the token keys {path} can't be read: {error.strerror}") from error
 
     def _identity(self) -> tuple[int, int, int]:
         about = self._path.stat()

@@ -17,6 +17,7 @@ from chassis.embedded import DataFolderError, EmbeddedEngines, MemoryDisk, hold_
 from chassis.eventlog import LogEntry
 from chassis.testing.virtual_loop import VirtualClock, run_virtual
 from chassis.timeline import Point, Row
+from tests.unit.test_sqlite_database import file_size_limit, read_only_folder
 
 HOLDER = """
 import sys
@@ -85,6 +86,19 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataFolderError, match=r"file/data can't be used: Not a directory"), hold_folder(tmp_path / "file" / "data"):
         pass
+
+
+def test_a_folder_without_room_or_rights_is_named(tmp_path: Path) -> None:
+    with file_size_limit(0), pytest.raises(DataFolderError, match="can't be used: File too large"), hold_folder(tmp_path):
+        pass
+    with (
+        read_only_folder() as folder,
+        pytest.raises(DataFolderError, match="can't be used: Permission denied"),
+        hold_folder(folder),
+    ):
+        pass
+    with hold_folder(tmp_path):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
 
 
 async def test_what_a_killed_process_was_told_is_stored(tmp_path: Path) -> None:

@@ -52,6 +52,13 @@ def test_file_that_holds_no_key_is_refused(tmp_path: Path, content: bytes):
         load_or_create_key(path)
 
 
+def test_key_that_can_not_be_read_or_made_is_named(tmp_path: Path):
+    (tmp_path / KEY_FILE_NAME).mkdir(mode=0o700)
+    for path in (tmp_path / KEY_FILE_NAME, tmp_path / "missing" / KEY_FILE_NAME):
+        with pytest.raises(KeyFileError, match=f"{path} can't be used: "):
+            load_or_create_key(path)
+
+
 def test_other_kind_of_key_is_refused(tmp_path: Path):
     path = tmp_path / KEY_FILE_NAME
     path.write_bytes(generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

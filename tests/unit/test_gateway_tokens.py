@@ -256,3 +256,5 @@ def test_unusable_file_at_start_is_named(tmp_path: Path):
     path.write_bytes(b"nonsense")
     with pytest.raises(KeysFileError, match=str(path)):
         KeysFile(path)
+    with pytest.raises(KeysFileError, match=r"missing\.json can't be read: No such file"):
+        KeysFile(tmp_path / "missing.json")
