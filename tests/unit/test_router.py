@@ -1,0 +1,139 @@
+"""Who gets an event of a large group, and what becomes of messages that no gateway takes."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from chassis.embedded import open_embedded_engines
+from chassis.eventlog import LogEntry
+from chassis.inprocess import InProcessChannel, InProcessServer
+from chassis.registry import Instance
+from chassis.testing.virtual_loop import VirtualClock, run_virtual
+from parley.log.v1.records_pb2 import EventBatch, EventRecord, MembershipChange, OfflineBatch
+from parley.store.v1.store_service_pb2 import ListRecipientsResponse, Recipient
+from parley_protocol.topics import EVENTS, OFFLINE
+from services.router.app import open_router
+from services.router.config import RouterSettings
+from services.router.recipients import Group, GroupCache
+
+USERS = ("alice", "bob", "carol")
+comings = st.lists(st.lists(st.sampled_from(USERS), max_size=2, unique=True), max_size=25)
+
+
+class Model:
+    """A group's history as sets: who sees each seq."""
+
+    def __init__(self, toggles: list[list[str]]) -> None:
+        """At each seq the users named come if they are away, else go."""
+        self.changes: list[list[MembershipChange]] = []
+        self.sees: list[set[str]] = []
+        present: set[str] = set()
+        for users in toggles:
+            joining = {user for user in users if user not in present}
+            self.changes.append([MembershipChange(user_id=user, joined=user in joining) for user in users])
+            self.sees.append(present | joining)
+            present = (present | joining) - ({*users} - joining)
+
+    def answer(self, head_seq: int) -> ListRecipientsResponse:
+        """Return what a store says at a head."""
+        stays: dict[str, list[int]] = {}
+        for seq, changes in enumerate(self.changes[:head_seq], 1):
+            for change in changes:
+                marks = stays.setdefault(change.user_id, [])
+                if change.joined:
+                    marks.extend((seq, 0))
+                else:
+                    marks[-1] = seq
+        recipients = [Recipient(user_id=user, stays=marks) for user, marks in stays.items()]
+        return ListRecipientsResponse(head_seq=head_seq, recipients=recipients)
+
+
+def check_recipients(toggles: list[list[str]], data: st.DataObject) -> None:
+    """Ask for a group at any head, then let events from any earlier seq on pass by, as after a restart."""
+    model = Model(toggles)
+    head_seq = data.draw(st.integers(0, len(toggles)))
+    group = Group(model.answer(head_seq))
+    for seq in range(data.draw(st.integers(1, head_seq + 1)), len(toggles) + 1):
+        group.apply(seq, model.changes[seq - 1])
+        assert sorted(group.recipients(seq)) == sorted(model.sees[seq - 1])
+
+
+@given(comings, st.data())
+def test_recipients_are_those_whose_stay_holds_the_seq(toggles, data):
+    check_recipients(toggles, data)
+
+
+def test_a_group_that_takes_changes_twice_is_found(monkeypatch):
+    original = Group.apply
+
+    def apply(self: Group, seq: int, changes: Any) -> None:
+        self._head_seq = min(self._head_seq, seq - 1)
+        original(self, seq, changes)
+
+    monkeypatch.setattr(Group, "apply", apply)
+    with pytest.raises(AssertionError):
+        given(comings, st.data())(check_recipients)()
+
+
+def test_groups_are_forgotten_over_a_jump_and_beyond_their_number():
+    groups, answer = GroupCache(2), ListRecipientsResponse(head_seq=1)
+    groups.begin(0)
+    for name in "abc":
+        groups.put(name, Group(answer))
+    assert [name for name in "abc" if groups.get(name)] == ["b", "c"]
+    groups.finish(5)
+    groups.begin(5)
+    assert groups.get("b")
+    groups.begin(6)  # the batch before did not end
+    assert not groups.get("b")
+
+
+@pytest.mark.parametrize("gateways", [0, 1])
+def test_what_no_gateway_takes_is_named_to_the_offline_topic_and_the_rest_goes_on(gateways):
+    """No gateway at all, or one that is registered and silent: after some patience its users' messages are for push."""
+
+    async def main(rng: Random) -> tuple[list[tuple[str, int]], float]:
+        topics, clock = {EVENTS: 1, OFFLINE: 1}, VirtualClock()
+        async with open_embedded_engines(None, topics=topics, durable_topics=(), tables=(), clock=clock) as engines:
+
+            @asynccontextmanager
+            async def nobody_there(instance: Instance) -> Any:
+                async with InProcessChannel(None, name=instance.instance_id) as channel:
+                    yield channel
+
+            records = [
+                EventRecord(conversation_id="c", seq=1, user_id="alice", shared=b"x", recipients=USERS, wakes=True),
+                EventRecord(conversation_id="c", seq=2, user_id="bob", shared=b"a receipt", recipients=["alice"]),
+            ]
+            await engines.log.append(EVENTS, 0, [LogEntry(b"", EventBatch(events=records).SerializeToString())])
+            async with (
+                InProcessChannel(InProcessServer(), name="store") as store,
+                open_router(
+                    RouterSettings(),
+                    log=engines.log,
+                    registry=engines.registry,
+                    store_channel=store,
+                    open_gateway_channel=nobody_there,
+                    clock=clock,
+                    metrics=CollectorRegistry(),
+                    rng=rng,
+                ),
+                engines.log.open_consumer(OFFLINE, "push") as consumer,
+            ):
+                if gateways:
+                    async with engines.registry.open_session(Instance("gateway", "g1", "nowhere")):
+                        batch = await consumer.poll(10)
+                else:
+                    batch = await consumer.poll(10)
+                named = [one for record in batch.records for one in OfflineBatch.FromString(record.value).users]
+                return [(one.user_id, one.seq) for one in named], asyncio.get_running_loop().time()
+
+    named, seconds = run_virtual(main, 1, 3600.0)
+    assert named == [("bob", 1), ("carol", 1)]
+    assert 10.0 <= seconds < 25.0
