@@ -9,6 +9,7 @@ import pytest
 from chassis.eventlog import LogBatch
 from chassis.testing.faulty_log import FaultyConsumer
 from chassis.testing.virtual_loop import START_WALL_MS
+from parley.api.v1.commands_pb2 import SendMessage
 from services.store import apply, decide, membership, rows
 from services.store.apply import Applier
 from services.store.decide import Known
@@ -177,3 +178,20 @@ def _(patch: Patch) -> None:
         return original(self, position, log_ms, seq=seq, message=message)
 
     patch.setattr(ConversationState, "advance", advance)
+
+
+@mutation("the last byte of a body is lost")
+def _(patch: Patch) -> None:
+    original = decide._ACTIONS[decide.MESSAGE]
+
+    def send(state: ConversationState, record: Any, payload: bytes, rules: Any) -> Any:
+        message = SendMessage.FromString(payload)
+        message.body = message.body[:-1]
+        return original(state, record, payload, rules)._replace(payload=message.SerializeToString())
+
+    patch.setitem(decide._ACTIONS, decide.MESSAGE, send)
+
+
+@mutation("what can never be decided stops its partition")
+def _(patch: Patch) -> None:
+    patch.setattr(apply, "UndecidableError", ZeroDivisionError)
