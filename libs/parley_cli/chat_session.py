@@ -133,6 +133,7 @@ class Chat:
 
     async def do(self, line: str) -> bool:
         """Do what a line says; False: leave."""
+        self._client.hurry()  # somebody is here
         try:
             match chat_commands.parse_line(line):
                 case chat_commands.Say(text):

@@ -8,11 +8,17 @@ import grpc
 
 ChannelFactory: TypeAlias = Callable[[str], AbstractAsyncContextManager[grpc.aio.Channel]]
 
+# The most that RPCs may take to be connected, TLS included. Far above what a bad mobile line needs: a stream's Hello and each call
+# have deadlines of their own, and less than that (gRPC takes its backoff for it, if that is longer) keeps slow lines out for ever.
+_CONNECT_MS: Final = 20_000
+
 _OPTIONS: Final = (
-    # Our own backoff decides when to try again; a channel that sulks for minutes would overrule it.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Only our own backoff decides when to try again, and a failed channel is thrown away (link.py). gRPC's would find a server that
+    # is back in step with all other devices, and until its next try answer ours with the last one's "connection refused".
+    ("grpc.initial_reconnect_backoff_ms", _CONNECT_MS),
+    ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
+    ("grpc.max_reconnect_backoff_ms", _CONNECT_MS),
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel inherits an old one's backoff, and devices share a connection
     # A page of 200 events with bodies of 16 KiB, and a page of Sync with its last events.
     ("grpc.max_receive_message_length", 32 * 1024 * 1024),
 )

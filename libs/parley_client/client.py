@@ -66,6 +66,14 @@ class Client:
         if self._device.ended is not None:
             raise self._device.ended
 
+    def hurry(self) -> None:
+        """Try to connect soon instead of after the whole backoff: the network is back, or somebody looks at the screen.
+
+        Never for a timer of the app's: the backoff spares a server that comes back to a crowd. A second is waited all the same, and
+        what the server asked for. Without effect on a connection.
+        """
+        self._link.hurry()
+
     # Commands: each is kept before the call returns and has its fate told by the ticket.
 
     async def send(

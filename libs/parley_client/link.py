@@ -14,10 +14,11 @@ from parley_client.connection import Connection, StreamEndedError
 from parley_client.device import Device
 from parley_client.errors import ClientError, ClosedError, FailedError, SignedOffError
 from parley_client.notices import ConnectionState
-from parley_client.reconnect import Verdict, after_loss
+from parley_client.reconnect import LOST, Verdict, after_loss
 from parley_client.session import Session
 from parley_client.token import TokenSource, TokenUnavailableError
 
+HURRIED_SECONDS: Final = 1.0  # between attempts, for who is told to hurry on and on
 STEADY_SECONDS: Final = 5.0  # a stream that lived so long was a success: the next failure begins a new series
 
 
@@ -48,6 +49,8 @@ class Link:
         self._session: Session | None = None
         self._closing = False
         self._closed = asyncio.Event()
+        self._pause_ends: asyncio.TimerHandle | None = None
+        self._not_before = 0.0  # the earliest end of the pause, on the loop's clock
         self.calls: Calls | None = None
 
     async def run(self) -> None:
@@ -76,8 +79,18 @@ class Link:
         elif self._connection is not None:
             self._connection.cancel()
 
+    def hurry(self) -> None:
+        """Cut the present pause short, if there is one."""
+        if self._pause_ends is not None and self._not_before < self._pause_ends.when():
+            self._pause_ends.cancel()
+            self._pause_ends = asyncio.get_running_loop().call_at(self._not_before, self._closed.set)
+
     async def _stay(self, channel: grpc.aio.Channel, address: str) -> None:
-        """Hold one stream after another on a channel, until another address is due."""
+        """Hold one stream after another on a channel, until another address is due or the channel is of no use.
+
+        One that could not connect goes on failing, without an attempt, while a backoff of its own lasts; one that fell silent may
+        lie on a network that the device has left.
+        """
         while not self._closing and address == self._address:
             up_since, verdict = await self._hold_stream(channel)
             if self._closing:
@@ -88,6 +101,8 @@ class Link:
                 self._tokens.expire()
             self._address = verdict.address or (self._home if up_since is None else self._address)
             await self._pause(up_since, verdict)
+            if up_since is None or verdict.reason == LOST:
+                return
 
     async def _hold_stream(self, channel: grpc.aio.Channel) -> tuple[float | None, Verdict]:
         """Hold one stream; return since when it was up (None: never) and how to go on."""
@@ -127,10 +142,12 @@ class Link:
             delay = self._backoff.next_delay(verdict.delay_seconds)
         self._device.set_connection(ConnectionState.WAITING, f"{verdict.reason}: {verdict.detail}", delay)
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(delay, self._closed.set)
+        self._not_before = loop.time() + max(verdict.delay_seconds, HURRIED_SECONDS)
+        self._pause_ends = loop.call_later(delay, self._closed.set)
         try:
             await self._closed.wait()
         finally:
-            timer.cancel()
+            self._pause_ends.cancel()
+            self._pause_ends = None
         if not self._closing:
             self._closed.clear()

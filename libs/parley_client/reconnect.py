@@ -38,6 +38,7 @@ _RULES: Final[dict[int, _Rule]] = {
     GoAwayReason.GO_AWAY_REASON_PROTOCOL_ERROR: _Rule(again=False),  # it would happen again
 }
 _NAME_PREFIX = "GO_AWAY_REASON_"
+LOST: Final = "LOST"  # the reason of an end without a word
 
 
 def after_go_away(go_away: GoAway) -> Verdict:
@@ -73,4 +74,4 @@ def after_error(error: CallError) -> Verdict:
 
 def after_loss(detail: str) -> Verdict:
     """Go on after a stream that ended without a word: a killed server, a cut line, silence."""
-    return Verdict(again=True, reason="LOST", detail=detail)
+    return Verdict(again=True, reason=LOST, detail=detail)
