@@ -56,7 +56,7 @@ def _(patch: Patch) -> None:
 
 @mutation("another payload under the same request_id is answered as the first")
 def _(patch: Patch) -> None:
-    patch.setattr(decide.encoding, "payload_hash", lambda *args: b"the same")
+    patch.setattr(decide.encoding, "payload_hash", lambda *args: b"always the same.")
 
 
 @mutation("offsets are committed before the write")
