@@ -23,5 +23,6 @@ class Rules(NamedTuple):
 
 RULES: Final[dict[int, Rules]] = {1: Rules()}
 DEFAULT_MEMBER_CAP: Final = 500
-PAGE_EVENTS: Final = 200  # ListEvents, at most; 3.2 MB of bodies at their limit
+PAGE_EVENTS: Final = 200  # ListEvents, at most
 PAGE_CONVERSATIONS: Final = 200  # Sync, at most
+PAGE_BYTES: Final = 2 * 1024 * 1024  # of events in one answer, if it holds more than one: gRPC's clients take 4 MiB by default

@@ -4,8 +4,7 @@ Heads come from the conversations' states, which are written last: what a head a
 it has them, else from the tables.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Iterable, Sequence
 
 from chassis.errors import InvalidArgument, NotFound
 from chassis.timeline import Cell, Point, Timeline
@@ -22,7 +21,7 @@ from parley.api.v1.messaging_service_pb2 import (
 from parley.store.v1.store_service_pb2 import ListRecipientsResponse, Recipient
 from parley_protocol.frames import field
 from parley_protocol.ids import is_conversation_id
-from parley_protocol.limits import PAGE_EVENTS
+from parley_protocol.limits import PAGE_BYTES, PAGE_EVENTS
 from services.store import rows
 from services.store.actions import require_member
 from services.store.page_tokens import decode_page_token, encode_page_token
@@ -33,6 +32,7 @@ EVENTS_PAGE_DEFAULT = 50
 MEMBERS_PAGE_MAX = 500
 MEMBERS_PAGE_DEFAULT = 100
 _EVENTS_TAG = b"\x0a"  # ListEventsResponse.events
+_EVENTS_READ = 64  # at once: nearly every page, and no more than 16 MB where each event is as large as it may be
 
 
 def page_size_of(asked: int, default: int, most: int) -> int:
@@ -120,8 +120,7 @@ class Reader:
         else:
             seqs = seqs_after(member.stays, state.head_seq, request.after_seq, limit + 1)
             more, seqs = len(seqs) > limit, seqs[:limit]
-        events = await self.events(request.conversation_id, seqs)
-        page = unbroken(events, seqs, backwards=backwards)
+        page = await self.page(request.conversation_id, seqs, PAGE_BYTES, backwards=backwards)
         more |= len(page) < len(seqs)
         rest = ListEventsResponse(
             visible_intervals=intervals_of(member), first_available_seq=member.stays[0][0], head_seq=head_seq, more=more
@@ -173,7 +172,25 @@ class Reader:
         states = {name: rows.state_of(name, found) for name, found in cells.items()}
         return {name: state for name, state in states.items() if state.exists}
 
-    async def events(self, conversation_id: str, seqs: Sequence[int]) -> dict[int, bytes]:
+    async def page(self, conversation_id: str, seqs: Sequence[int], max_bytes: int, *, backwards: bool) -> list[bytes]:
+        """Return the first (backwards: the last) of the events that have room in `max_bytes`, one at least, ascending.
+
+        It ends at the first that a lagging replica does not show yet: a page may be short, never have a hole.
+        """
+        order = seqs[::-1] if backwards else seqs
+        page: list[bytes] = []
+        for start in range(0, len(order), _EVENTS_READ):
+            part = order[start : start + _EVENTS_READ]
+            events = await self._events(conversation_id, sorted(part))
+            for seq in part:
+                event = events.get(seq)
+                if event is None or (page and len(event) > max_bytes):
+                    return page[::-1] if backwards else page
+                page.append(event)
+                max_bytes -= len(event)
+        return page[::-1] if backwards else page
+
+    async def _events(self, conversation_id: str, seqs: Sequence[int]) -> dict[int, bytes]:
         """Return stored events; all seqs lie at or below a head that a state announced."""
         found: dict[int, bytes] = {}
         missing: list[int] = []
@@ -205,14 +222,6 @@ class Reader:
     async def _state(self, conversation_id: str) -> ConversationState:
         partitions = await self._timeline.read_partitions(rows.STATE, [conversation_id])
         return rows.state_of(conversation_id, partitions.get(conversation_id, ()))
-
-
-def unbroken(events: Mapping[int, bytes], seqs: Sequence[int], *, backwards: bool) -> list[bytes]:
-    """Return the events up to the first that a lagging replica does not show yet: a page may be short, never have a hole."""
-    page = list(takewhile(lambda event: event is not None, map(events.get, reversed(seqs) if backwards else seqs)))
-    if backwards:
-        page.reverse()
-    return [event for event in page if event is not None]
 
 
 def _check_id(conversation_id: str) -> None:

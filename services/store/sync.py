@@ -8,10 +8,10 @@ from chassis.timeline import Timeline
 from parley.api.v1.messaging_service_pb2 import SyncRequest, SyncResponse
 from parley.store.v1.rows_pb2 import InboxRow
 from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digests_of
-from parley_protocol.limits import PAGE_CONVERSATIONS
+from parley_protocol.limits import PAGE_BYTES, PAGE_CONVERSATIONS
 from services.store import rows
 from services.store.page_tokens import decode_page_token, encode_page_token
-from services.store.reads import Reader, conversation_of, page_size_of, seqs_before, unbroken
+from services.store.reads import Reader, conversation_of, page_size_of, seqs_before
 from services.store.state import ConversationState
 
 PAGE_DEFAULT = 50
@@ -89,6 +89,7 @@ class Syncer:
     async def _fill(
         self, response: SyncResponse, user: str, page: list[_Entry], states: Mapping[str, ConversationState], last_events_count: int
     ) -> None:
+        room = PAGE_BYTES  # for last events; a row that gets none of them is fetched like any other gap
         for entry in page:
             state = states.get(entry.held.conversation_id)
             members = (user, entry.peer) if entry.peer else (user,)
@@ -96,12 +97,12 @@ class Syncer:
                 continue  # its first record is being applied: the device will hear of it
             view = response.conversations.add()
             view.CopyFrom(conversation_of(state, user))
-            if last_events_count:
+            if last_events_count and room > 0:
                 stays = state.members[user].stays
                 seqs = seqs_before(stays, state.head_seq, view.head_seq + 1, last_events_count)
-                events = await self._reader.events(state.conversation_id, seqs)
-                for event in unbroken(events, seqs, backwards=True):
+                for event in await self._reader.page(state.conversation_id, seqs, room, backwards=True):
                     view.last_events.add().MergeFromString(event)
+                    room -= len(event)
 
 
 def _large_entry(state: ConversationState, user: str) -> _Entry:

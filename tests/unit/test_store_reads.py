@@ -82,6 +82,19 @@ async def test_a_page_holds_the_callers_stays_and_nothing_else():
     await check_pages()
 
 
+@pytest.mark.parametrize("max_bytes", [1, 150, 400])
+async def test_pages_that_are_cut_by_their_bytes_hold_the_same(max_bytes, monkeypatch):
+    monkeypatch.setattr(reads, "PAGE_BYTES", max_bytes)
+    monkeypatch.setattr(reads, "_EVENTS_READ", 3)
+    await check_pages()
+
+
+async def test_a_page_ends_where_a_replica_lags():
+    async with open_reader() as (reader, _, conversation_id):
+        assert len(await reader.page(conversation_id, [9, 10, 11, 12], 1_000_000, backwards=False)) == 2
+        assert not await reader.page(conversation_id, [9, 10, 11, 12], 1_000_000, backwards=True)
+
+
 @pytest.mark.parametrize("name", ["seqs_after", "seqs_before"])
 async def test_a_reader_that_forgets_stays_is_found(name, monkeypatch):
     original = getattr(reads, name)

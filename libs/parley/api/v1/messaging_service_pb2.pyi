@@ -519,7 +519,9 @@ class SyncRequest(_message.Message):
     page_token: _builtins.str
     """From the page before, with the same digests."""
     last_events_count: _builtins.int
-    """How many of the newest events to send along with each conversation: 0 (default) to 50."""
+    """How many of the newest events to send along with each conversation: 0 (default) to 50. A page
+    has room for 2 MiB of them; what comes after that is fetched by ListEvents.
+    """
     @_builtins.property
     def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """None (a new device), or 64: for each bucket the XOR over its conversations, as docs/client.md
@@ -623,7 +625,7 @@ class ListEventsResponse(_message.Message):
     """Whether there is more in the asked direction."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """By seq, lowest first, also backwards."""
+        """By seq, lowest first, also backwards; no more than 2 MiB of them, whatever page_size asks for."""
 
     @_builtins.property
     def visible_intervals(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Interval]:
