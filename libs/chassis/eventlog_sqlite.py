@@ -164,7 +164,7 @@ class SqliteLog:
                 return
             rows = [value for key, next_offset in dirty.items() for value in (*key, next_offset)]
             try:
-                await self._tables.write(lambda connection: execute_rows(connection, _COMMIT_OFFSETS, rows, 4))
+                await self._tables.write(lambda connection: execute_rows(connection, _COMMIT_OFFSETS, rows, 4), rows=len(rows))
             except BaseException:
                 self._dirty = dirty | self._dirty
                 self._dirtied.set()

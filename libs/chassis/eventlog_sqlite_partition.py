@@ -97,7 +97,7 @@ class LogPartition:
             self._show(batches)
             committed()
 
-        await self._database.write(execute, committed=show)
+        await self._database.write(execute, committed=show, rows=len(batches))
 
     def _show(self, batches: Sequence[_Batch]) -> None:
         ring = self._ring

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import structlog
 
 from chassis.clock import Clock
-from chassis.sqlite import STATEMENT_ROWS, SqliteDatabase, StorageError, execute_rows, multi_row, padded, sized
+from chassis.sqlite import PROMPT_ROWS, STATEMENT_ROWS, SqliteDatabase, StorageError, execute_rows, multi_row, padded, sized
 from chassis.tasks import open_tasks
 from chassis.timeline import Cell, Point, Row, TimelineUnavailableError
 
@@ -96,7 +96,7 @@ class SqliteTimeline:
                 execute_rows(connection, upsert, values, 5)
 
         try:
-            await self._database.write(execute)
+            await self._database.write(execute, rows=len(rows))
         except StorageError as error:
             raise TimelineUnavailableError(str(error)) from error
         self._expiring.update(news)
@@ -125,7 +125,7 @@ class SqliteTimeline:
 
         if any(len(pairs) > STATEMENT_ROWS for _, _, pairs in selects):
             return await self._read(select_at_one_moment)
-        return await self._read(select) if selects else {}
+        return await self._read(select, rows=len(points)) if selects else {}
 
     async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
         names, statements = list(dict.fromkeys(partitions)), self._table(table)
@@ -154,7 +154,7 @@ class SqliteTimeline:
         def select(connection: sqlite3.Connection) -> Sequence[Cell]:
             return [Cell(*row) for row in connection.execute(statement, (partition, first_key, last_key, limit))]
 
-        return await self._read(select)
+        return await self._read(select, rows=limit)
 
     async def sweep(self) -> None:
         """Delete the rows whose time has passed, in small transactions. Raises TimelineUnavailableError."""
@@ -176,9 +176,9 @@ class SqliteTimeline:
         except KeyError:
             raise ValueError(f"table {name} was not declared when the timeline was opened") from None
 
-    async def _read(self, select: Callable[[sqlite3.Connection], T]) -> T:
+    async def _read(self, select: Callable[[sqlite3.Connection], T], *, rows: int = PROMPT_ROWS + 1) -> T:
         try:
-            return await self._database.read(select)
+            return await self._database.read(select, rows=rows)
         except StorageError as error:
             raise TimelineUnavailableError(str(error)) from error
 

@@ -105,7 +105,7 @@ async def test_a_tables_log_cut_anywhere_is_an_older_state_that_replay_completes
             assert await engines.log._tables.make_durable()
         await apply(engines, COMMANDS, rng)
         wal_bytes = (tmp_path / "live" / f"{TABLES_FILE}-wal").stat().st_size
-        cuts = [0, 1, 31, 32, 33, wal_bytes - 1, wal_bytes, *(rng.randrange(wal_bytes) for _ in range(8))]
+        cuts = [0, 1, 31, 32, 33, wal_bytes - 1, wal_bytes, *(rng.randrange(wal_bytes) for _ in range(16))]
         for cut in cuts:
             copy(tmp_path / "live", tmp_path / f"cut-{cut}", cut)
     states = set()

@@ -52,7 +52,7 @@ async def test_reads_take_a_statement_for_each_64_and_no_scan(timeline: Timeline
     await timeline.read_partitions("t", [f"p{n}" for n in range(100)])
     await timeline.read_partitions("t", [f"p{n}" for n in range(100)], limit=3)
     await timeline.read_range("t", "p", b"a", b"b", 10, descending=True)
-    reads = [statement for statement in statements if statement.startswith(("SELECT", "WITH"))]
+    reads = [statement for statement in statements if statement.lstrip().startswith(("SELECT", "WITH"))]
     assert len(reads) == 2 + 2 + 2 + 1
     assert [statement for statement in statements if statement not in reads] == ["BEGIN", "COMMIT"]  # points of one moment
     for statement in reads:
