@@ -217,6 +217,8 @@ def member_row(member: Member) -> bytes:
             _number(b"\x40", member.left_count),
             _number(b"\x48", member.left_time_ms),
             _number(b"\x50", member.left_version),
+            _bytes(b"\x5a", member.left_title.encode()),
+            _number(b"\x60", member.left_member_count),
         )
     )
 

@@ -173,7 +173,8 @@ def _join(state: ConversationState, users: list[str]) -> list[MembershipChange]:
         member.delivered_seq = member.read_seq = seq - 1
         member.read_count = count  # the joining itself is no message
         member.own_after_read.clear()
-        member.left_count = member.left_time_ms = member.left_version = 0
+        member.left_count = member.left_time_ms = member.left_version = member.left_member_count = 0
+        member.left_title = ""
     state.membership_changed()
     for user in users:
         state.touch_member(user)
@@ -188,6 +189,7 @@ def _part(state: ConversationState, user: str) -> list[MembershipChange]:
     member.role = Role.ROLE_UNSPECIFIED
     state.membership_changed()
     member.left_count, member.left_time_ms, member.left_version = state.message_count, state.last_time_ms, state.version
+    member.left_title, member.left_member_count = state.title, state.member_count
     state.touch_member(user)
     return [MembershipChange(user_id=user, joined=False)]
 

@@ -43,7 +43,7 @@ def page_size_of(asked: int, default: int, most: int) -> int:
 
 
 def conversation_of(state: ConversationState, user: str) -> Conversation:
-    """Return a conversation as one of its (former) members sees it; of a 1-1 the state must hold both."""
+    """Return a conversation as one of its members sees it, or as who left saw it last; of a 1-1 the state must hold both."""
     member = state.members[user]
     head_seq, message_count, version, last_time_ms = state.visible_head(member)
     view = Conversation(
@@ -57,8 +57,8 @@ def conversation_of(state: ConversationState, user: str) -> Conversation:
         version=version,
         visible_intervals=intervals_of(member),
         first_available_seq=member.stays[0][0],
-        title=state.title,
-        member_count=state.member_count,
+        title=state.title if member.active else member.left_title,
+        member_count=state.member_count if member.active else member.left_member_count,
         role=member.role,
     )
     view.last_time.FromMilliseconds(last_time_ms)
@@ -138,7 +138,7 @@ class Reader:
         """Return a page of the present members, for present members."""
         limit = page_size_of(request.page_size, MEMBERS_PAGE_DEFAULT, MEMBERS_PAGE_MAX)
         question = f"members {request.conversation_id}"
-        after = decode_page_token(question, request.page_token) if request.page_token else ""
+        after = decode_page_token(question, request.page_token, str) if request.page_token else ""
         _check_id(request.conversation_id)
         state = await self._state(request.conversation_id)
         require_member(state, user)

@@ -25,6 +25,7 @@ TABLES: Final = (STATE, TIMELINE, DEDUPE, INBOX)
 HEAD_KEY: Final = b""
 BUCKET_BITS: Final = 10  # 1,024 events a partition: 0.2 MB at 100 bytes, 16 MB at the body limit
 WEEK_MS: Final = 7 * 24 * 3600 * 1000
+LOG_STEP_MS: Final = 24 * 3600 * 1000  # how far log time may jump back: clocks may be wrong by an hour, and this costs nothing
 DEDUPE_TTL_SECONDS: Final = (14 + 7) * 24 * 3600  # what decide remembers, and a week that a store may lag behind
 
 
@@ -52,6 +53,12 @@ def dedupe_partitions(conversation_id: str, user_id: str, log_ms: int) -> list[s
     """Return where a request that counts at log_ms can lie: 14 days back, and a week ahead, for log time may have jumped back."""
     week = log_ms // WEEK_MS
     return [dedupe_partition(conversation_id, user_id, week - back) for back in (-1, 0, 1, 2)]
+
+
+def sender_partitions(conversation_id: str, user_id: str, log_ms: int) -> list[str]:
+    """Return where requests of a sender can lie that may count at log_ms or later, later in the log: time may jump back there."""
+    places = dedupe_partitions(conversation_id, user_id, log_ms) + dedupe_partitions(conversation_id, user_id, log_ms - LOG_STEP_MS)
+    return list(dict.fromkeys(places))
 
 
 def event_row(conversation_id: str, seq: int, event: bytes, stamp: int, bucket_bits: int) -> Row:
@@ -131,6 +138,8 @@ def member_of(value: bytes) -> Member:
         row.left_count,
         row.left_time_ms,
         row.left_version,
+        row.left_title,
+        row.left_member_count,
     )
 
 

@@ -59,6 +59,8 @@ class Member:
     left_count: int = 0
     left_time_ms: int = 0
     left_version: int = 0
+    left_title: str = ""
+    left_member_count: int = 0
 
     @property
     def active(self) -> bool:

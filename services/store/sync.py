@@ -51,7 +51,7 @@ class Syncer:
         limit = page_size_of(request.page_size, PAGE_DEFAULT, PAGE_CONVERSATIONS)
         by_time = not digests
         question = f"sync {'all' if by_time else 'changes'} {user}"
-        after = _place_of(decode_page_token(question, request.page_token)) if request.page_token else None
+        after = decode_page_token(question, request.page_token, _place_of) if request.page_token else None
 
         entries = await self._entries(user)
         if digests:

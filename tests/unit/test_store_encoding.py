@@ -155,6 +155,8 @@ members = st.builds(
     *[numbers] * 4,
     st.lists(st.builds(OwnRange, numbers, numbers, numbers), max_size=3),
     *[numbers] * 3,
+    texts,
+    st.integers(0, 2**31 - 1),
 )
 
 

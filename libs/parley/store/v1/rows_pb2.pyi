@@ -151,6 +151,8 @@ class MemberRow(_message.Message):
     LEFT_COUNT_FIELD_NUMBER: _builtins.int
     LEFT_TIME_MS_FIELD_NUMBER: _builtins.int
     LEFT_VERSION_FIELD_NUMBER: _builtins.int
+    LEFT_TITLE_FIELD_NUMBER: _builtins.int
+    LEFT_MEMBER_COUNT_FIELD_NUMBER: _builtins.int
     role: _commands_pb2.Role.ValueType
     role_seq: _builtins.int
     """Seq of the event that gave the role."""
@@ -164,6 +166,9 @@ class MemberRow(_message.Message):
     """Log time of the last seq of the last stay, once left; milliseconds."""
     left_version: _builtins.int
     """HeadRow.version at the last seq of the last stay, once left."""
+    left_title: _builtins.str
+    """HeadRow.title and member_count at the last seq of the last stay, once left."""
+    left_member_count: _builtins.int
     @_builtins.property
     def stays(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stay]: ...
     @_builtins.property
@@ -183,10 +188,12 @@ class MemberRow(_message.Message):
         left_count: _builtins.int = ...,
         left_time_ms: _builtins.int = ...,
         left_version: _builtins.int = ...,
+        left_title: _builtins.str = ...,
+        left_member_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered_seq", b"delivered_seq", "left_count", b"left_count", "left_time_ms", b"left_time_ms", "left_version", b"left_version", "own_after_read", b"own_after_read", "read_count", b"read_count", "read_seq", b"read_seq", "role", b"role", "role_seq", b"role_seq", "stays", b"stays"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered_seq", b"delivered_seq", "left_count", b"left_count", "left_member_count", b"left_member_count", "left_time_ms", b"left_time_ms", "left_title", b"left_title", "left_version", b"left_version", "own_after_read", b"own_after_read", "read_count", b"read_count", "read_seq", b"read_seq", "role", b"role", "role_seq", b"role_seq", "stays", b"stays"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
