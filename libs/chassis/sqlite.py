@@ -47,8 +47,8 @@ _CHECKPOINT_INTERVAL_SECONDS: Final = 0.25
 _CHECKPOINT_PAGES: Final = 16_000
 
 # Rows that a file which waits for no disk (`NORMAL`) takes or gives at once, on the loop, instead of by way of a thread: a
-# millisecond at most. A thread has to win the interpreter's lock back for every statement, up to 5 ms each where the loop is busy: measured at
-# 800 messages a second on a crowded machine, half of all waited for 93 ms with threads and for 16 ms without.
+# millisecond at most. A thread has to win the interpreter's lock back for every statement, up to 5 ms each where the loop is busy:
+# measured at 800 messages a second on a crowded machine, half of all waited for 93 ms with threads and for 16 ms without.
 PROMPT_ROWS: Final = 128
 
 # What a log that had to grow, because a long read held it, is cut back to.
