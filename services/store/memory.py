@@ -142,7 +142,7 @@ class PartitionMemory:
             record = item.record
             place = (record.conversation_id, record.user_id)
             if place[1] not in conversations[place[0]].senders and place not in partitions:
-                partitions[place] = rows.dedupe_partitions(*place, item.time_ms)
+                partitions[place] = rows.sender_partitions(*place, item.time_ms)
         if not partitions:
             return
         wanted = [partition for group in partitions.values() for partition in group]

@@ -8,7 +8,7 @@ from chassis.clock import SystemClock
 from chassis.embedded import open_embedded_engines
 from parley.api.v1.commands_pb2 import SendMessage
 from services.store import memory, rows, seen_keys
-from services.store.decide import Fate
+from services.store.decide import DEDUPE_MS, Fate
 from services.store.memory import Decodable, PartitionMemory
 from services.store.recent import RecentEvents
 from services.store.seen_keys import SeenKeys, key_hash
@@ -105,3 +105,26 @@ def test_layers_grow_by_four_and_end(first_layer_keys, monkeypatch):
     monkeypatch.setattr(seen_keys, "_FIRST_LAYER_KEYS", first_layer_keys)
     assert not check_that_nothing_is_forgotten(85 * first_layer_keys).full
     assert check_that_nothing_is_forgotten(85 * first_layer_keys + 1).full
+
+
+WEEK_TURN_MS = 2900 * rows.WEEK_MS
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize("forgets_between", [False, True])
+async def test_a_resend_is_known_whatever_memory_was_loaded_when(forgets_between):
+    """Loaded just after the turn of a week; then log time jumps back before it, where an older week counts as well."""
+    async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
+        kept = PartitionMemory(engines.timeline, epoch=1, partition=0, bucket_bits=4, max_conversations=3)
+        first, other = (command_record("alice", SendMessage(body=b"x"), number=number, to="bob") for number in (1, 2))
+        keys = [rows.request_key(record.device_id, record.command.request_id) for record in (first, other)]
+        conversation_id, written_ms = first.conversation_id, WEEK_TURN_MS - DEDUPE_MS - HOUR_MS // 2
+        fate = Fate(Position(1, 0, 0), written_ms, b"h" * 16, 1, 1, b"")
+        await engines.timeline.write([rows.fate_row(conversation_id, "alice", keys[0], fate, 1)])
+        await kept.load([Decodable(1, WEEK_TURN_MS + 1, other, keys[1], key_hash(keys[1]))])
+        kept.finish(2)
+        if forgets_between:
+            kept.drop()
+        now_ms = written_ms + DEDUPE_MS - 1
+        await kept.load([Decodable(2, now_ms, first, keys[0], key_hash(keys[0]))])
+        assert kept[conversation_id].known("alice", keys[0]).fate == fate
