@@ -42,6 +42,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="parley")
 def main() -> None:
     """Parley: a Messenger back end that a team runs itself."""
+    os.umask(0o077)  # messages and keys are their owner's, also in a folder that others may look into
 
 
 if __name__ == "__main__":

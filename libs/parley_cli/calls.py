@@ -10,6 +10,7 @@ from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_cli.connection import Connection
 from parley_cli.failures import CommandError
 from parley_client import CallError, channels_to
+from services.gateway.config import is_loopback
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -41,7 +42,10 @@ async def _connect(channel: grpc.aio.Channel) -> None:
 
 def unreachable(connection: Connection) -> str:
     """Say that a server does not answer, and what may be the matter."""
-    return f"no server answers at {connection.server}: is `parley up` running there? Name another with --server."
+    if connection.trust() is not False:
+        return f"no server answers with TLS at {connection.server}, or its certificate is for another name or by another CA."
+    beyond = "" if is_loopback(connection.server) else " One beyond this machine wants --tls or --tls-ca."
+    return f"no server answers at {connection.server}: is `parley up` running there? Name another with --server.{beyond}"
 
 
 def refusal(error: CallError) -> CommandError:

@@ -110,8 +110,6 @@ async def _talk(
             chat.show_unread()
             chat.show_pending()
             await first_of(_type(chat, screen), chat.follow_events())
-            if isinstance(screen, PlainScreen):
-                await chat.settle()
 
 
 async def _reach(chat: Chat, client: Client, connection: Connection, user: str) -> bool:
@@ -123,8 +121,8 @@ async def _reach(chat: Chat, client: Client, connection: Connection, user: str) 
             await first_of(client.caught_up(), chat.lost.wait())
     if not client.user_id:
         raise CommandError(unreachable(connection))
-    if client.user_id != user:
-        raise CommandError(f"the token is {client.user_id}'s, not {user}'s")
+    if client.user_id != user:  # a token that does not say so itself
+        raise CommandError(f"the server takes this user for {client.user_id}, not for {user}")
     return not chat.lost.is_set()
 
 
@@ -132,7 +130,9 @@ async def _type(chat: Chat, screen: TerminalScreen | PlainScreen) -> None:
     async with aclosing(screen.lines(chat.prompt, chat.status)) as lines:
         async for line in lines:
             if not await chat.do(line):
-                return
+                break
+    if isinstance(screen, PlainScreen):
+        await chat.settle()
 
 
 def _state_file(folder: Path, server: str, user: str, device: str) -> Path:

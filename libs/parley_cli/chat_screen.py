@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import stat
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -153,12 +152,10 @@ def open_screen() -> Iterator[TerminalScreen | PlainScreen]:
 
 
 async def _piped_lines(descriptor: int) -> AsyncGenerator[str, None]:
-    """Read lines without a thread, which could not be told to stop; a regular file never makes one wait."""
-    waits = not stat.S_ISREG(os.fstat(descriptor).st_mode)
+    """Read lines without a thread, which could not be told to stop."""
     held = b""
     while True:
-        if waits:
-            await _readable(descriptor)
+        await _readable(descriptor)
         data = os.read(descriptor, _READ_BYTES)
         *complete, held = (held + data).split(b"\n")
         for line in complete if data else [held] if held else []:
@@ -171,7 +168,10 @@ async def _readable(descriptor: int) -> None:
     """Wait until a read would not block. Asked anew for each read: an answer that came before the last one may be stale."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
-    loop.add_reader(descriptor, readable.set)
+    try:
+        loop.add_reader(descriptor, readable.set)
+    except PermissionError:  # a regular file, or /dev/null: reading never waits there, and epoll refuses to watch
+        return
     try:
         await readable.wait()
     finally:

@@ -12,9 +12,9 @@ from datetime import datetime
 from chassis.tasks import Tasks
 from parley.api.v1 import events_pb2
 from parley_cli import chat_commands
+from parley_cli.chat_outgoing import Outgoing
 from parley_cli.chat_screen import Pieces, Screen
-from parley_cli.first_of import first_of
-from parley_cli.rendering import describe, harmless, one_line, role_name
+from parley_cli.rendering import describe, harmless, last_cause, one_line, role_name
 from parley_cli.ticks import SIGNS, WORDS, Tick, Ticks
 from parley_client import (
     CallError,
@@ -25,12 +25,14 @@ from parley_client import (
     CommandRejected,
     ConnectionChanged,
     ConnectionState,
+    Conversation,
     ConversationChanged,
     FrameRefused,
     InvalidCommandError,
     Missed,
     Notice,
     NoticeStream,
+    OutboxFullError,
     ReceiptMoved,
     Ticket,
     TimelineEvent,
@@ -42,7 +44,6 @@ _STYLES = {Tick.SENT: "class:sent", Tick.DELIVERED: "class:delivered", Tick.READ
 _TURN_SECONDS = 0.3  # delivered is mostly followed by read at once: one line for both
 _STATUS_MESSAGES = 3  # own messages below the prompt
 _STATUS_CHARS = 24  # of each
-_LAST_WORDS_SECONDS = 10.0  # at the end of piped input: for outcomes
 
 
 class Chat:
@@ -58,8 +59,8 @@ class Chat:
         self._ticks = Ticks()
         self._shown: dict[str, int] = {}  # conversation: the highest seq on the screen
         self._oldest_shown = 0
-        self._waiting: dict[bytes, str] = {}  # request id: text of a message without an outcome
         self.lost = asyncio.Event()  # set while there is no connection, once the user was told
+        self._outgoing = Outgoing(client, self.lost)
         self._turning = False
 
     # What surrounds the typing.
@@ -82,7 +83,7 @@ class Chat:
                 (_STYLES[tick], f"{SIGNS[tick]} #{message.seq} "),
                 ("class:note", one_line(message.text, _STATUS_CHARS)),
             ]
-        for text in list(self._waiting.values())[-_STATUS_MESSAGES:]:
+        for text in self._outgoing.texts()[-_STATUS_MESSAGES:]:
             pieces += [("class:note", " │ "), ("class:waiting", f"⧗ {one_line(text, _STATUS_CHARS)}")]
         return pieces
 
@@ -91,13 +92,12 @@ class Chat:
     async def follow_events(self) -> None:
         """Show events as they come. Raises SignedOffError."""
         async for event in self._client.events():
-            self._waiting.pop(event.event.request_id, None)
-            if event.seq <= self._shown.get(event.conversation_id, 0):
-                continue
-            if event.conversation_id == self._conversation:
-                await self._show_event(event)
-            elif not event.own:
-                self._announce(event)
+            if event.seq > self._shown.get(event.conversation_id, 0):
+                if event.conversation_id == self._conversation:
+                    await self._show_event(event)
+                elif not event.own:
+                    self._announce(event)
+            self._outgoing.settle(event.event.request_id)
             self._screen.refresh()
 
     async def follow_notices(self, notices: NoticeStream) -> None:
@@ -113,14 +113,15 @@ class Chat:
                 self._turn_soon()
             case ConnectionChanged(ConnectionState.WAITING, detail) if not self.lost.is_set():
                 self.lost.set()
-                self._note(f"reconnecting… ({detail or 'the connection broke'}; what you type is kept and sent)")
+                if self._client.user_id:  # else there is nothing to come back to: the command says so and ends
+                    self._note(f"reconnecting… ({last_cause(detail)}; what you type is kept and sent)")
             case ConnectionChanged(ConnectionState.CONNECTED) if self.lost.is_set():
                 self.lost.clear()
                 self._note("connected again")
             case CommandHeld(_, _, reason, delay):
                 self._note(f"the server asks to wait {delay:.1f} s ({reason.lower()})")
             case CommandRejected(request_id, error):
-                text = self._waiting.pop(request_id, None)
+                text = self._outgoing.settle(request_id)
                 self._error(f"not sent{f' “{one_line(text, 60)}”' if text else ''}: {error.detail}")
             case FrameRefused(error):
                 self._error(f"the server did not understand: {error.detail}")
@@ -162,7 +163,9 @@ class Chat:
         except UnknownConversationError:
             self._error("nothing has been said here yet")
         except CallError as error:
-            self._error(f"can't ask the server now: {error.detail or error.code.name.lower()}")
+            self._error(f"can't ask the server now: {last_cause(error.detail) or error.code.name.lower()}")
+        except OutboxFullError:
+            self._error("not sent: too much waits for the server already")
         self._screen.refresh()
         return True
 
@@ -195,27 +198,18 @@ class Chat:
             self._note(f"{left} from before not sent yet: sent when the server takes it")
 
     async def settle(self) -> None:
-        """Wait, for a while and while there is a connection, until all that was typed has its outcome; say what is left."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                await first_of(self._outcomes(), self.lost.wait())
-        if left := len(self._client.pending()):
+        """Wait until all that was typed is stored and shown, while there is a connection and things move; say what is left."""
+        if left := await self._outgoing.wait():
             self._note(f"{left} not sent yet: kept, and sent the next time")
-
-    async def _outcomes(self) -> None:
-        for ticket in self._client.pending():
-            with suppress(ClientError):  # a refusal is told by its notice; an end by what ends
-                await ticket.accepted()
 
     async def _say(self, text: str) -> None:
         if not self._conversation:
             raise chat_commands.NotUnderstoodError("to whom? /to USER says it")
         seen = self._shown.get(self._conversation, 0)
-        if self._peer:
-            ticket = await self._client.send(to_user=self._peer, body=text, seen_seq=seen)
-        else:
-            ticket = await self._client.send(conversation=self._conversation, body=text, seen_seq=seen)
-        self._waiting[ticket.request_id] = text
+        to_user, conversation = (self._peer, None) if self._peer else (None, self._conversation)
+        await self._outgoing.send(
+            text, lambda: self._client.send(to_user=to_user, conversation=conversation, body=text, seen_seq=seen)
+        )
 
     async def _to(self, target: str) -> None:
         titles = [conversation.title for conversation in self._client.conversations() if conversation.title]
@@ -367,15 +361,20 @@ class Chat:
             return self._peer
         with suppress(UnknownConversationError):
             known = self._client.conversation(conversation)
-            return known.peer_user_id or known.title or conversation
+            return self._peer_of(known) or known.title or conversation
         return conversation
 
     def _where(self, conversation: str) -> str:
         """Name a conversation so that /to finds it."""
         with suppress(UnknownConversationError):
             known = self._client.conversation(conversation)
-            return known.peer_user_id or f"“{harmless(known.title)}” ({conversation})"
+            return self._peer_of(known) or f"“{harmless(known.title)}” ({conversation})"
         return conversation
+
+    def _peer_of(self, known: Conversation) -> str:
+        """Return the other of a 1-1 conversation; empty for a group. A conversation with oneself has no other."""
+        alone = known.conversation_id == direct_conversation_id(self._user, self._user)
+        return self._user if alone else known.peer_user_id
 
     def _note(self, text: str) -> None:
         self._screen.show([("class:note", text)])

@@ -1,6 +1,7 @@
 """Where the server is and who one is: the options that every client command shares."""
 
 import os
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import jwt
 
 from parley_cli.data_dir import default_data_dir
-from parley_cli.failures import SetupError
+from parley_cli.failures import CommandError, SetupError
 from parley_protocol.ids import is_app_id
 from services.gateway.keys import KEY_FILE_NAME, KeyFileError, load_or_create_key, mint_token
 
@@ -33,15 +35,26 @@ class Connection:
     tls_ca: Path | None
 
     def token_for(self, user: str, device: str) -> str:
-        """Return the token that was passed, else one made now with the key in the data folder. Raises SetupError."""
-        return self.token or local_token(self.data_dir, user, device)
+        """Return the token that was passed, else one made now with the key in the data folder. Raises SetupError.
+
+        One that was passed and is another user's raises CommandError: what is sent would be sent in that one's name.
+        """
+        if not self.token:
+            return local_token(self.data_dir, user, device)
+        owner = _user_of(self.token)
+        if owner not in (None, user):
+            raise CommandError(f"the token is {owner}'s, not {user}'s")
+        return self.token
 
     def trust(self) -> bool | bytes:
         """Return whom to trust, as `parley_client` takes it: False is plaintext, True the system's roots. Raises SetupError."""
         if self.tls_ca is None:
             return self.tls
         try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(self.tls_ca)  # gRPC would only fail to connect
             return self.tls_ca.read_bytes()
+        except ssl.SSLError as error:
+            raise SetupError(f"{self.tls_ca} holds no certificate in PEM.") from error
         except OSError as error:
             raise SetupError(f"can't read {self.tls_ca}: {error.strerror}.") from error
 
@@ -119,6 +132,15 @@ def user_id(text: str) -> str:
     if not is_app_id(text):
         raise click.BadParameter(f"{text!r} can't be an id: 1 to 128 printable ASCII characters without spaces")
     return text
+
+
+def _user_of(token: str) -> str | None:
+    """Return whose a token says it is, unproved (that is the server's to judge); None if it does not say."""
+    try:
+        subject = jwt.decode(token, options={"verify_signature": False}).get("sub")
+    except jwt.InvalidTokenError:
+        return None
+    return subject if isinstance(subject, str) else None
 
 
 def local_token(data_dir: Path, user: str, device: str, ttl_seconds: float = _TOKEN_SECONDS) -> str:

@@ -37,6 +37,11 @@ def one_line(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
+def last_cause(detail: str) -> str:
+    """Return the end of a chain of causes, which is what a person can use: "Connection refused", "the server stops"."""
+    return harmless(detail.rpartition(": ")[2])
+
+
 def describe(event: events_pb2.Event) -> str:
     """Say what happened, for a person: a message's text, or what its actor did."""
     actor = event.actor_user_id

@@ -177,9 +177,17 @@ def test_one_device_chats_once(server: Server) -> None:
 def test_somebody_elses_token_is_noticed(server: Server) -> None:
     code, token, _ = run("token", "bob", "--data", str(server.data), home=server.home)
     assert code == 0
-    code, _, err = server.run("chat", "alice", env={"PARLEY_TOKEN": token.strip()})
-    assert code == 1
-    assert "the token is bob's, not alice's" in err
+    with chat(server, "bob") as bob:
+        bob.expect("connected")
+        for command in (
+            ["chat", "alice"],
+            ["send", "--as", "alice", "--to", "carol", "in whose name?"],
+            ["history", "--as", "alice", "--with", "carol"],
+        ):
+            code, _, err = server.run(*command, env={"PARLEY_TOKEN": token.strip()})
+            assert (code, err) == (1, "Error: the token is bob's, not alice's\n")
+        bob.type("/list\n")  # still there: nobody connected as this device of his
+        bob.expect("no conversations yet")
 
 
 def test_bodies_come_back_as_they_were_sent(server: Server) -> None:
@@ -262,6 +270,32 @@ class TestTerminal:
             alice.signal(signal.SIGTERM)
             assert alice.wait() == 128 + signal.SIGTERM
             assert alice.terminal_echoes
+
+
+def test_what_is_piped_in_is_shown_when_it_is_stored(server: Server) -> None:
+    lines = "".join(f"line {number}\n" for number in range(1, 301))
+    code, out, err = server.run("chat", "alice", "--with", "bob", stdin=lines.encode())
+    assert (code, err) == (0, "")
+    assert re.findall(r"^#(\d+) .* line (\d+) ✓$", out, re.MULTILINE) == [(str(n), str(n)) for n in range(1, 301)]
+    assert "not sent" not in out
+
+
+def test_a_chat_with_oneself_has_a_name(server: Server) -> None:
+    with chat(server, "alice", "--with", "alice") as alice:
+        alice.type("a note\n")
+        alice.expect("#1 .* alice: a note")
+        alice.type("/list\n")
+        alice.expect(r"^alice #1$")
+
+
+def test_nobody_else_may_read_what_was_said(server: Server) -> None:
+    shared = server.home / "shared"
+    shared.mkdir(mode=0o755)
+    with Server(shared) as other:
+        assert other.run("chat", "alice", "--with", "bob", stdin=b"hello\n")[0] == 0
+        files = [path for path in shared.rglob("*") if path.is_file()]
+        assert {path.name for path in files} >= {"commands.db", "tables.db", "commands.db-wal", "token-key.pem", "lock"}
+        assert [path for path in files if path.stat().st_mode & 0o077] == []
 
 
 def test_the_state_lies_where_it_was_asked_for(server: Server) -> None:

@@ -101,3 +101,9 @@ def test_every_command_explains_itself(name: str) -> None:
 
 def test_an_unknown_command_is_refused() -> None:
     assert run("nonsense").exit_code == 2
+
+
+def test_a_file_without_certificates_is_named(data: Path) -> None:
+    (data / "ca.pem").write_text("no certificate")
+    result = run("send", "--as", "alice", "--to", "bob", "hi", "--data", str(data), "--tls-ca", str(data / "ca.pem"))
+    assert (result.exit_code, result.stderr) == (2, f"Error: {data / 'ca.pem'} holds no certificate in PEM.\n")
