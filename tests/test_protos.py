@@ -140,6 +140,14 @@ def test_every_reason_is_published_with_the_code_that_it_comes_with(present):
     found = list(refusals())
     assert found
     assert [f"{where}: {reason} with {code}" for reason, code, where in found if codes.get(reason) != code] == []
+    literals = {
+        node.value
+        for folder in ("services", "libs/chassis")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Constant)
+    }
+    assert set(codes) - {"UNSPECIFIED"} <= literals, "a reason that nothing gives is not published"
 
 
 def test_every_message_says_what_it_is(present):

@@ -181,7 +181,8 @@ def _answer_as_before(record: CommandRecord, fate: Fate, digest: bytes) -> Effec
     """Answer a resend as the first time; another payload under the same request_id is refused."""
     request_id = record.command.request_id
     if fate.payload_hash != digest:
-        outcome = encoding.rejected(request_id, status_of(_reused()).SerializeToString())
+        reused = AlreadyExists("REQUEST_ID_REUSED", "this request_id was used for another command")
+        outcome = encoding.rejected(request_id, status_of(reused).SerializeToString())
     elif fate.seq:
         outcome = encoding.accepted(
             request_id, record.conversation_id, fate.seq, fate.message_count, encoding.timestamp(fate.log_ms), duplicate=True
@@ -191,15 +192,11 @@ def _answer_as_before(record: CommandRecord, fate: Fate, digest: bytes) -> Effec
     return Effect(own=encoded_field(OUTCOME_TAG, outcome))
 
 
-def _reused() -> AlreadyExists:
-    return AlreadyExists("REQUEST_ID_REUSED", "this request_id was used for another command")
-
-
 def _answer_from_first_event(state: ConversationState, record: CommandRecord, known: Known, rules: Rules) -> Effect:
     """Answer a CreateGroup that is repeated after its dedupe row is gone: the group itself remembers."""
     first = known.event_at(1)
     if not is_creation_of(first, record, rules):
-        raise _reused()
+        raise AlreadyExists("CONVERSATION_EXISTS", "this group was created with another title or other members")
     time_ms = Event.FromString(first).time.ToMilliseconds()
     outcome = encoding.accepted(record.command.request_id, state.conversation_id, 1, 0, encoding.timestamp(time_ms), duplicate=True)
     return Effect(own=encoded_field(OUTCOME_TAG, outcome))

@@ -220,7 +220,7 @@ def test_a_group_is_created_once_whatever_the_age_of_the_repetition():
     accepted = outcome_of(scene.apply(record)).accepted
     assert (accepted.seq, accepted.duplicate, accepted.time.ToMilliseconds()) == (1, True, T0)
     other = command_record("alice", CreateGroup(title="other"), number=1)
-    assert rejection(scene.apply(other)) == "REQUEST_ID_REUSED"
+    assert rejection(scene.apply(other)) == "CONVERSATION_EXISTS"
 
 
 def test_the_member_cap_travels_in_the_record(group):
