@@ -15,6 +15,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
+from chassis.errors import carried_status, reason_of, retry_delay_of
 from chassis.transport import TlsFiles
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.commands_pb2 import Command
@@ -131,4 +132,7 @@ async def test_a_service_behind_that_is_away_makes_calls_unavailable(world: Worl
     await world.internal.stop(None)
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await world.stub.Sync(api.SyncRequest(), metadata=METADATA)
-    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+    status = carried_status(error.value)
+    assert status is not None
+    assert (status.code, reason_of(status)) == (grpc.StatusCode.UNAVAILABLE.value[0], "UNAVAILABLE")
+    assert retry_delay_of(status)

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from gateway_world import World, auth, batch, message, open_world, token, until
 
-from chassis.errors import reason_of, retry_delay_of
+from chassis.errors import carried_status, reason_of, retry_delay_of
 from chassis.eventlog import EventLog, LogEntry, LogUnavailableError, partition_for
 from parley.api.v1 import messaging_service_pb2 as api
 from parley_protocol.ids import direct_conversation_id
@@ -153,8 +153,13 @@ async def test_submit_is_refused_with_a_delay_while_the_log_is_away_and_times_ou
         log[0].off.add(0)
         with pytest.raises(grpc.aio.AioRpcError) as taken:
             await world.stub.Submit(api.SubmitRequest(device_id="d", command=message()), metadata=auth(token("alice")))
-        assert taken.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        unknown = carried_status(taken.value)
+        assert unknown is not None
+        assert (unknown.code, reason_of(unknown)) == (grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "OUTCOME_UNKNOWN")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await world.stub.Submit(api.SubmitRequest(device_id="d", command=message()), metadata=auth(token("alice")))
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        status = carried_status(refused.value)
+        assert status is not None
+        assert (status.code, reason_of(status)) == (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "OVERLOADED")
+        assert retry_delay_of(status)
         log[0].off.clear()
