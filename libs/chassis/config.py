@@ -34,6 +34,7 @@ def load_settings(cls: type[TSettings], environ: Mapping[str, str]) -> TSettings
         BaseModel.__init__(settings, **values)  # not cls(...), which would fill up from the process's own environment
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
+            detail["msg"] = detail["msg"].removeprefix("Value error, ")  # what a check of ours says speaks for itself
             if not detail["loc"]:
                 problems.append(f"{prefix or ROOT_PREFIX}*: {detail['msg']}")
             elif detail["loc"][0] not in unreadable:

@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import shlex
 import shutil
 import sys
@@ -17,7 +16,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from chassis.app import Stop, run
-from chassis.config import ConfigError, load_settings
+from chassis.config import ROOT_PREFIX, ConfigError, load_settings
 from chassis.embedded import DataFolderError
 from chassis.eventlog import LogUnavailableError
 from chassis.logs import configure_logging
@@ -31,11 +30,14 @@ from parley_cli.data_dir import default_data_dir
 from parley_cli.embedded import EmbeddedSettings, Running, open_embedded
 from parley_cli.failures import SetupError
 from parley_cli.first_of import first_of
-from services.gateway.config import GatewaySettings, is_loopback
+from services.gateway.config import GatewaySettings, is_address, is_loopback
 from services.gateway.keys import KeyFileError
 from services.gateway.tokens import KeysFileError
 
 S = TypeVar("S", bound=BaseSettings)
+
+# What commands other than `up` read: in a shell that has them set, a server starts all the same.
+_CLIENT_VARIABLES = frozenset({"PARLEY_DATA_DIR", "PARLEY_SERVER", "PARLEY_TOKEN"})
 
 # What a server that can't begin says why; once it serves, none of these comes up here.
 _UNUSABLE = (
@@ -55,8 +57,8 @@ class UpSettings(BaseSettings):
     @field_validator("metrics_listen")
     @classmethod
     def _check_address(cls, address: str) -> str:
-        if address and not re.fullmatch(r"\S+:\d{1,5}", address):
-            raise ValueError(f"{address!r} is no host:port")
+        if address and not is_address(address):
+            raise ValueError(f"{address!r} is not host:port")
         return address
 
 
@@ -116,7 +118,10 @@ def read_settings(environ: Mapping[str, str]) -> tuple[UpSettings, GatewaySettin
             return None
 
     settings, gateway_settings = load(UpSettings), load(GatewaySettings)
-    if settings is None or gateway_settings is None:
+    known = {f"{ROOT_PREFIX}{name.upper()}" for name in UpSettings.model_fields} | _CLIENT_VARIABLES
+    own = (key for key in environ if key.startswith(ROOT_PREFIX) and not key.startswith("PARLEY_GATEWAY_"))
+    problems += [f"{key}: no such setting" for key in own if key not in known]
+    if settings is None or gateway_settings is None or problems:
         raise SetupError("\n".join(problems))
     return settings, gateway_settings
 

@@ -12,6 +12,12 @@ from parley_protocol.limits import DEFAULT_MEMBER_CAP, RULES, RULES_VERSION
 _FRAME_OVERHEAD_BYTES = 1024  # ids, numbers and tags around the largest action
 
 
+def is_address(text: str) -> bool:
+    """Tell whether a text is `host:port` (or `[v6]:port`)."""
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdecimal() and int(port) <= 0xFFFF
+
+
 def is_loopback(address: str) -> bool:
     """Tell whether `host:port` (or `[v6]:port`) can be reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
@@ -26,7 +32,7 @@ def is_loopback(address: str) -> bool:
 class GatewaySettings(BaseSettings):
     """What an operator may choose. Checked as a whole when made."""
 
-    model_config = SettingsConfigDict(env_prefix="PARLEY_GATEWAY_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="PARLEY_GATEWAY_", frozen=True, allow_inf_nan=False)
 
     listen: str = Field("127.0.0.1:7080", description="Where devices connect; port 0 picks a free one.")
     instance_id: str = Field("", description="This gateway's name in records and in the registry; empty: a random one.")
@@ -67,19 +73,25 @@ class GatewaySettings(BaseSettings):
     def _check(self) -> Self:
         problems = []
         if (self.tls_certificate_file is None) != (self.tls_key_file is None):
-            problems.append("tls_certificate_file and tls_key_file belong together")
-        if not is_loopback(self.listen):
+            problems.append("TLS_CERTIFICATE_FILE and TLS_KEY_FILE belong together")
+        if not is_address(self.listen):
+            problems.append(f"LISTEN {self.listen} is not host:port")
+        elif not is_loopback(self.listen):
             if self.tls_certificate_file is None and not self.allow_plaintext_beyond_loopback:
-                problems.append(f"listen {self.listen} is beyond loopback and needs TLS, or allow_plaintext_beyond_loopback")
+                problems.append(
+                    f"LISTEN {self.listen} is beyond loopback and needs TLS_CERTIFICATE_FILE and TLS_KEY_FILE"
+                    " (or ALLOW_PLAINTEXT_BEYOND_LOOPBACK=true)"
+                )
             if self.token_keys_file is None and not self.allow_development_key_beyond_loopback:
                 problems.append(
-                    f"listen {self.listen} is beyond loopback and needs token_keys_file, or allow_development_key_beyond_loopback"
+                    f"LISTEN {self.listen} is beyond loopback and needs TOKEN_KEYS_FILE"
+                    " (or ALLOW_DEVELOPMENT_KEY_BEYOND_LOOPBACK=true)"
                 )
         if self.commands_burst < self.commands_per_frame:
-            problems.append("commands_burst must not be smaller than commands_per_frame")
+            problems.append("COMMANDS_BURST must not be smaller than COMMANDS_PER_FRAME")
         least = RULES[RULES_VERSION].command_bytes + _FRAME_OVERHEAD_BYTES
         if self.frame_bytes < least:
-            problems.append(f"frame_bytes must be at least {least}: the largest command must fit")
+            problems.append(f"FRAME_BYTES must be at least {least}: the largest command must fit")
         if problems:
             raise ValueError("; ".join(problems))
         return self

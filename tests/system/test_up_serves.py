@@ -141,8 +141,8 @@ def test_tls_is_spoken_with_who_trusts_the_certificate(data: Path) -> None:
 def test_beyond_loopback_it_wants_tls_and_keys_of_ones_own(data: Path) -> None:
     code, out, err = run("up", "--listen", "0.0.0.0:0", "--data", str(data), home=data.parent)
     assert (code, out) == (2, "")
-    assert "needs TLS" in err
-    assert "needs token_keys_file" in err
+    assert "needs TLS_CERTIFICATE_FILE" in err
+    assert "needs TOKEN_KEYS_FILE" in err
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:

@@ -92,6 +92,13 @@ def test_every_bad_setting_is_named_at_once() -> None:
         assert name in refusal.value.message
 
 
+def test_a_setting_that_is_none_is_named_and_those_of_clients_are_let_be() -> None:
+    with pytest.raises(SetupError) as refusal:
+        read_settings({"PARLEY_METRIC_LISTEN": "127.0.0.1:0", "PARLEY_GATEWAY_LISTN": "x", "PATH": "/bin"})
+    assert refusal.value.message == "PARLEY_GATEWAY_LISTN: no such setting\nPARLEY_METRIC_LISTEN: no such setting"
+    read_settings({"PARLEY_SERVER": "127.0.0.1:1", "PARLEY_TOKEN": "x", "PARLEY_DATA_DIR": "data"})
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name: str) -> None:
     result = run(name, "--help")
