@@ -23,10 +23,14 @@ from parley.api.v1.commands_pb2 import (
     SendMessage,
 )
 from parley.log.v1.records_pb2 import RawCommand
+from parley.store.v1.store_service_pb2 import SyncResponse
+from parley_protocol.frames import varint
 from parley_protocol.ids import REQUEST_ID_BYTES, is_app_id, is_conversation_id
 from parley_protocol.limits import Rules
 
 _SHA256_BYTES = 32
+_SHALLOW_BYTES: Final = 128  # beside its body a message of so few bytes can't nest deeply enough to matter
+_WRAPPERS: Final = (b"\x52", b"\x92\x01", b"\x0a", b"\x0a")  # Event.message, Conversation.last_events, conversations, response
 _ROLES: Final = frozenset((Role.ROLE_MEMBER, Role.ROLE_ADMIN, Role.ROLE_OWNER))
 
 
@@ -69,6 +73,8 @@ def _check_send_message(encoded: bytes, rules: Rules) -> None:
     size = len(message.body)
     if size > rules.body_bytes:
         raise InvalidArgument("BODY_TOO_LARGE", f"body must not be larger than {rules.body_bytes} bytes, it is {size}")
+    if len(encoded) - size > _SHALLOW_BYTES:
+        _check_depth(encoded)
     if not size and not message.attachments:
         raise InvalidArgument("FIELD_MISSING", "body is empty and there are no attachments")
     if message.reply_to_seq < 0:
@@ -81,6 +87,16 @@ def _check_send_message(encoded: bytes, rules: Rules) -> None:
             raise InvalidArgument("FIELD_INVALID", f"attachments must not be more than {rules.attachments}")
         for attachment in message.attachments:
             _check_attachment(attachment, rules)
+
+
+def _check_depth(encoded: bytes) -> None:
+    """Raise DecodeError if the message can't be parsed where it lies deepest on its way: protobuf's parsers go down 100 levels.
+
+    What nests almost that deep in unknown fields would parse here, and break every stream and page that it is put into.
+    """
+    for tag in _WRAPPERS:
+        encoded = tag + varint(len(encoded)) + encoded
+    SyncResponse.FromString(encoded)
 
 
 def _check_attachment(attachment: Attachment, rules: Rules) -> None:

@@ -15,6 +15,8 @@ from chassis.errors import carried_status, reason_of
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.commands_pb2 import ChangeRole, Command, CreateGroup, Leave, SendMessage
 from parley.api.v1.events_pb2 import Ack
+from parley.gateway.v1.frames_pb2 import RawConnectRequest, RawDeviceBatch
+from parley.log.v1.records_pb2 import RawCommand
 from parley_protocol.ids import direct_conversation_id
 from services.gateway.inbound import Inbound
 
@@ -237,6 +239,27 @@ async def test_unknown_fields_pass_through_to_every_device(world: World):
     assert (await alice.outcome()).accepted.seq == 1
     event = await bob.event()
     assert UNKNOWN_FIELD in event.message.SerializeToString()
+
+
+async def test_what_is_taken_can_be_parsed_wherever_it_goes(world: World):
+    """Fields nested almost as deeply as a parser goes down lie deeper in the frames and pages of those who get them."""
+    alice, bob = await world.device("alice"), await world.device("bob")
+    reasons, seq = [], 0
+    for number, depth in enumerate(range(90, 104), 1):
+        nested = SendMessage(body=b"x").SerializeToString() + b"\xa3\x06" * depth + b"\xa4\x06" * depth
+        command = RawCommand(request_id=b"%016d" % number, to_user_id="bob", send_message=nested).SerializeToString()
+        raw = RawDeviceBatch(first_command_number=number, commands=[RawCommand.FromString(command)])
+        await alice.raw(RawConnectRequest(batch=raw).SerializeToString())
+        outcome = await alice.outcome()
+        reasons.append(reason_of(outcome.rejected))
+        seq += outcome.HasField("accepted")
+    assert set(reasons) == {"", "MALFORMED"}
+    assert [(await bob.event()).seq for _ in range(seq)] == list(range(1, seq + 1))
+    metadata = auth(token("bob"))
+    (row,) = (await world.stub.Sync(api.SyncRequest(last_events_count=50), metadata=metadata)).conversations
+    assert len(row.last_events) == seq
+    page = await world.stub.ListEvents(api.ListEventsRequest(conversation_id=row.conversation_id), metadata=metadata)
+    assert len(page.events) == seq
 
 
 async def test_foreign_conversation_is_as_unknown_as_none(world: World):
