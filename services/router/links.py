@@ -89,18 +89,24 @@ class GatewayLink:
                 async with asyncio.timeout(left):
                     await self._open.wait()
                     return await self._send(events)
-            except (LinkBrokenError, TimeoutError, grpc.aio.AioRpcError):
+            except (LinkBrokenError, TimeoutError):
                 continue
         return None
 
     async def _send(self, events: Sequence[EventRecord]) -> Sequence[Unreached]:
         async with self._writing:
+            call = self._call
             self._number = number = self._number + 1
             waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
             try:
-                await self._call.write(DeliverRequest(number=number, events=events))
-            except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:  # the call ended between open and write
+                await call.write(DeliverRequest(number=number, events=events))
+            except (asyncio.InvalidStateError, asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.AioRpcError) as error:
                 self._waiting.pop(number, None)
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                    raise  # we are cancelled, not the call
+                if self._call is call:
+                    self._open.clear()  # it has ended: wait for the next one, `run` may not know yet
                 raise LinkBrokenError from error
         try:
             answer: Sequence[Unreached] = await waiting

@@ -20,6 +20,8 @@ from parley.store.v1.store_service_pb2 import ListRecipientsResponse, Recipient
 from parley_protocol.topics import EVENTS, OFFLINE
 from services.router.app import open_router
 from services.router.config import RouterSettings
+from services.router.links import GatewayLink
+from services.router.metrics import RouterMetrics
 from services.router.recipients import Group, GroupCache
 
 USERS = ("alice", "bob", "carol")
@@ -137,3 +139,46 @@ def test_what_no_gateway_takes_is_named_to_the_offline_topic_and_the_rest_goes_o
     named, seconds = run_virtual(main, 1, 3600.0)
     assert named == [("bob", 1), ("carol", 1)]
     assert 10.0 <= seconds < 25.0
+
+
+class DeadCall:
+    """A stream that has ended, though nobody who reads from it has been told."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.writes = 0
+
+    def __call__(self) -> "DeadCall":
+        return self
+
+    @property
+    def Deliver(self) -> "DeadCall":
+        return self
+
+    async def read(self) -> Any:
+        await asyncio.Event().wait()
+
+    async def write(self, request: Any) -> None:
+        self.writes += 1
+        raise self.error
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [asyncio.InvalidStateError(), asyncio.CancelledError()])
+def test_a_frame_for_a_dead_stream_waits_for_the_next_one_and_gives_up_in_time(error):
+    """It neither spins, which would starve the reader that finds out, nor takes the call's end for its own."""
+    settings, dead = RouterSettings(), DeadCall(error)
+
+    async def main(rng: Random) -> None:
+        clock = VirtualClock()
+        link = GatewayLink(Instance("gateway", "g1", ""), dead, settings, clock)
+        reading = asyncio.create_task(link.run(RouterMetrics(CollectorRegistry()), rng))
+        assert await link.deliver([EventRecord(conversation_id="c")]) is None
+        assert clock.monotonic() >= settings.unreachable_seconds
+        reading.cancel()
+        await asyncio.wait([reading])
+
+    run_virtual(main, limit_seconds=60)
+    assert dead.writes == 1
