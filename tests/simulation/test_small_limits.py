@@ -37,11 +37,10 @@ def views_as_the_states_say(self: World, tables: Tables) -> Iterator[str]:
         for name in sorted(shown.keys() & theirs):
             view = shown[name]
             v = conversation_of(states[name], user)
-            told = [view.held_seq, view.head_seq, view.delivered_seq, view.read_seq, view.unread_count]
-            true = [v.head_seq, v.head_seq, v.delivered_seq, v.read_seq, v.unread_count]
-            if v.role:  # who left was told no more of these
-                told += [view.title, view.member_count, view.role]
-                true += [v.title, v.member_count, v.role]
+            marks = view.delivered_seq, view.read_seq, view.unread_count
+            told = view.held_seq, view.head_seq, *marks, view.title, view.member_count, view.role
+            marks = v.delivered_seq, v.read_seq, v.unread_count
+            true = v.head_seq, v.head_seq, *marks, v.title, v.member_count, v.role
             if told != true:
                 yield f"{device_id} shows of {name} (held, head, delivered, read, unread, title, members, role) {told}, not {true}"
 
