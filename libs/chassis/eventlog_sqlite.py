@@ -219,17 +219,20 @@ async def open_sqlite_log(
     durable = {topic: count for topic, count in topics.items() if topic in durable_topics}
     volatile = {topic: count for topic, count in topics.items() if topic not in durable_topics}
     try:
-        epoch = await commands.write(_prepare)
-        await tables.write(_prepare)
+        await commands.write(_prepare)
+        epoch = await commands.write(_begin_epoch)
+        tables_are_new = await tables.write(_prepare)
         partitions: dict[str, Sequence[LogPartition]] = {}
         for database, declared in ((commands, durable), (tables, volatile)):
             for topic, count in declared.items():
                 ids = await database.write(partial(_declare, _engine_topic(topic, epoch), count))
                 partitions[topic] = [await LogPartition.load(database, number, log_id) for number, log_id in enumerate(ids)]
         offsets = await tables.read(_read_offsets)
+        _check_ends(offsets, ((_engine_topic(topic, epoch), parts) for topic, parts in partitions.items()))
+        _check_starts(offsets, ((_engine_topic(topic, epoch), partitions[topic]) for topic in durable), are_new=tables_are_new)
+        await tables.write(_begin_epoch)  # only now: what was refused once is refused again
     except StorageError as error:
         raise LogUnavailableError(str(error)) from error
-    _check_offsets(offsets, ((_engine_topic(topic, epoch), parts) for topic, parts in partitions.items()))
     kept = retention_days or {}
     log = SqliteLog(
         tables=tables,
@@ -249,9 +252,15 @@ async def open_sqlite_log(
             await log._flush_or_warn()
 
 
-def _prepare(connection: sqlite3.Connection) -> int:
+def _prepare(connection: sqlite3.Connection) -> bool:
+    """Create what is not there; tell whether the file was never in use."""
     for statement in _SCHEMA:
         connection.execute(statement)
+    return connection.execute("SELECT 1 FROM log_epoch").fetchone() is None
+
+
+def _begin_epoch(connection: sqlite3.Connection) -> int:
+    """Note the first epoch if there is none yet; return the present one."""
     connection.execute("INSERT INTO log_epoch SELECT ? WHERE NOT EXISTS (SELECT 1 FROM log_epoch)", (_FIRST_EPOCH,))
     epoch: int = connection.execute("SELECT epoch FROM log_epoch").fetchone()[0]
     return epoch
@@ -279,7 +288,7 @@ def _read_offsets(connection: sqlite3.Connection) -> dict[_OffsetKey, int]:
     return {(group, topic, partition): next_offset for group, topic, partition, next_offset in rows}
 
 
-def _check_offsets(offsets: Mapping[_OffsetKey, int], topics: Iterable[tuple[str, Sequence[LogPartition]]]) -> None:
+def _check_ends(offsets: Mapping[_OffsetKey, int], topics: Iterable[tuple[str, Sequence[LogPartition]]]) -> None:
     """Refuse a log that ends before what its consumers have done: new records would take the place of lost ones, unread."""
     for name, partitions in topics:
         for (group, of, number), next_offset in offsets.items():
@@ -287,4 +296,21 @@ def _check_offsets(offsets: Mapping[_OffsetKey, int], topics: Iterable[tuple[str
                 raise LogUnavailableError(
                     f"{name}/{number} ends at {partitions[number].end}, but {group} has done everything before {next_offset}: "
                     "the log's file is older than the tables', put back the one that belongs to them"
+                )
+
+
+def _check_starts(
+    offsets: Mapping[_OffsetKey, int], topics: Iterable[tuple[str, Sequence[LogPartition]]], *, are_new: bool
+) -> None:
+    """Refuse a log that begins after all that its consumers have done: what retention removed in between can't be done again.
+
+    Retention waits for every group, so one at least was beyond what it removed; others may be new.
+    """
+    for name, partitions in topics:
+        for partition in partitions:
+            done = [offset for (_, of, number), offset in offsets.items() if (of, number) == (name, partition.number)]
+            if max(done, default=0) < partition.trimmed_offset and (done or are_new):
+                raise LogUnavailableError(
+                    f"{name}/{partition.number} begins at {partition.trimmed_offset}, but no consumer has done all before that: the"
+                    " tables' file is missing or too old, put back the one that belongs to the log's"
                 )

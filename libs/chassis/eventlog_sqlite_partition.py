@@ -37,8 +37,9 @@ class _Batch(NamedTuple):
 class LogPartition:
     """Appends to one partition and reads it. `end` is the offset after the last record that is visible."""
 
-    def __init__(self, database: SqliteDatabase, number: int, log_id: int, next_offset: int) -> None:
+    def __init__(self, database: SqliteDatabase, number: int, log_id: int, trimmed_offset: int, next_offset: int) -> None:
         self.number = number
+        self.trimmed_offset = trimmed_offset  # when it was opened: retention had removed all before it
         self.end = next_offset
         self._database = database
         self._id = log_id
@@ -64,14 +65,14 @@ class LogPartition:
     async def load(cls, database: SqliteDatabase, number: int, log_id: int) -> "LogPartition":
         """Open a partition that exists. Raises StorageError."""
 
-        def next_offset(connection: sqlite3.Connection) -> int:
+        def offsets(connection: sqlite3.Connection) -> tuple[int, int]:
             last = connection.execute(
                 f"SELECT base_offset + record_count FROM log_{log_id} ORDER BY base_offset DESC LIMIT 1"
             ).fetchone()
             trimmed: int = connection.execute("SELECT next_offset FROM log_partition WHERE id = ?", (log_id,)).fetchone()[0]
-            return max(trimmed, last[0] if last else 0)
+            return trimmed, max(trimmed, last[0] if last else 0)
 
-        return cls(database, number, log_id, await database.read(next_offset))
+        return cls(database, number, log_id, *await database.read(offsets))
 
     async def append(self, entries: Sequence[LogEntry], time_ms: int, committed: Callable[[], None]) -> None:
         """Append in call order; `committed` is called once the records are visible. Raises StorageError.

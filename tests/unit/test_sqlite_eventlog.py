@@ -354,3 +354,26 @@ def test_commands_are_refused_while_nobody_could_apply_them() -> None:
                 await append(engines.log, "commands", 4, 4)
 
     run_virtual(main)
+
+
+async def test_tables_that_the_log_can_not_bring_up_to_date_any_more_are_refused(tmp_path: Path, clock: SteppedClock) -> None:
+    tables = tmp_path / TABLES_FILE
+    async with opened(tmp_path, clock) as engines, engines.log.open_consumer("commands", "g"):
+        await append(engines.log, "commands", 1, 5)
+    old = tables.read_bytes()
+    tables.unlink()
+    async with opened(tmp_path, clock) as engines, engines.log.open_consumer("commands", "g") as consumer:
+        assert await take(consumer, 5) == [1, 2, 3, 4, 5]
+    clock.now_ms += 8 * DAY_SECONDS * 1000
+    async with opened(tmp_path, clock) as engines:
+        await engines.log.trim()
+        async with engines.log.open_consumer("commands", "new"):
+            pass
+    async with opened(tmp_path, clock):
+        pass
+    tables.unlink()
+    for content in (None, None, old, old):
+        if content:
+            tables.write_bytes(content)
+        with pytest.raises(LogUnavailableError, match=r"commands.*/0 begins at 5, but .* missing or too old"):
+            await opened(tmp_path, clock).__aenter__()
