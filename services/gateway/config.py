@@ -62,7 +62,7 @@ class GatewaySettings(BaseSettings):
     )
 
     outbox_fields: int = Field(4096, ge=1, description="Events and the like that may wait for one device.")
-    outbox_bytes: int = Field(1024 * 1024, ge=1, description="Bytes that may wait for one device.")
+    outbox_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Bytes that may wait for one device: a burst of another one.")
     max_streams: int = Field(60_000, ge=1, description="Devices; ~50 kB each.")
     max_streams_per_user: int = Field(32, ge=1, description="Devices of one user.")
     streams_per_second: int = Field(500, ge=1, description="New devices; a storm beyond it is told to come later.")

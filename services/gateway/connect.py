@@ -167,7 +167,7 @@ class DeviceStreams:
             if request.HasField("batch"):
                 if not session.device_id:
                     raise FailedPrecondition("HELLO_EXPECTED", "the first frame must be Hello")
-                pressure = self._inbound.take(session, request.batch, now)
+                pressure = self._inbound.take(session, request.batch, now, len(raw))
             elif request.HasField("hello"):
                 self._greet(session, request.hello)
             else:

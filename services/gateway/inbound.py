@@ -30,7 +30,8 @@ from services.gateway.session import MAX_HOLDS, Session
 
 _RULES: Final = RULES[RULES_VERSION]
 _MAX_ITEMS: Final = 2000  # acks or skips in one frame: a device that comes back to 2,000 conversations
-_ITEMS_PER_SECOND: Final = 1000.0  # frames, acks and skips of one device: 100 times what an SDK sends
+_ITEMS_PER_SECOND: Final = 1000.0  # frames, acks, skips and kB of one device: 100 times what an SDK sends
+_ITEMS_BURST: Final = 2 * _MAX_ITEMS + 1  # a frame of acks and skips, of whatever size
 _MAX_PAUSE_SECONDS: Final = 1.0  # a heartbeat must still be heard in time
 _HELD_DELAY_SECONDS: Final = 0.25  # for a command that waits for another one of its conversation: about as long as that one
 
@@ -55,8 +56,8 @@ class Inbound:
         self._metrics = metrics
         self._commands_per_frame = commands_per_frame
 
-    def take(self, session: Session, batch: RawDeviceBatch, now: float) -> Pressure:
-        """Do what a batch asks. Raises InvalidArgument, then nothing of it was done."""
+    def take(self, session: Session, batch: RawDeviceBatch, now: float, size_bytes: int) -> Pressure:
+        """Do what a batch of that size asks. Raises InvalidArgument, then nothing of it was done."""
         commands, acks, skips = batch.commands, batch.acks, batch.skips  # reading an empty repeated field costs ~1 us a time
         if commands:
             self._check_commands(commands, batch.first_command_number)
@@ -64,8 +65,9 @@ class Inbound:
             _check_items(acks, skips)
         chatter = session.chatter
         if chatter is None:
-            chatter = session.chatter = TokenBucket(_ITEMS_PER_SECOND, 2 * _MAX_ITEMS + 1)
-        pause = chatter.take(now, 1 + len(acks) + len(skips))
+            chatter = session.chatter = TokenBucket(_ITEMS_PER_SECOND, _ITEMS_BURST)
+        # Bytes count, for what is pushed in here comes out at others, who have to read it.
+        pause = chatter.take(now, min(1 + len(acks) + len(skips) + (size_bytes >> 10), _ITEMS_BURST))
         for skip in skips:
             session.skip(skip.conversation_id, skip.number)
         if pause:

@@ -53,7 +53,8 @@ class Stream:
             RawCommand(request_id=n.to_bytes(16, "big"), conversation_id=GROUP, send_message=payload)
             for n in range(number, number + count)
         ]
-        return self._inbound.take(self.session, RawDeviceBatch(first_command_number=number, commands=commands), now).pause_seconds
+        batch = RawDeviceBatch(first_command_number=number, commands=commands)
+        return self._inbound.take(self.session, batch, now, batch.ByteSize()).pause_seconds
 
     def outcomes(self) -> list[Outcome]:
         found: list[Outcome] = []
@@ -95,3 +96,16 @@ async def test_a_frame_within_the_rate_is_taken_whole_and_one_beyond_it_in_part(
     assert [outcome.retry.number for outcome in stream.outcomes()] == [6, 6]
     stream.send(6, 1.0)
     assert stream.lane.taken == [1, 2, 3, 4, 5, 6]
+
+
+async def test_large_frames_pass_in_a_burst_and_are_then_read_slowly():
+    """Whatever the rate of commands: 4 MB at once, 1 MB a second."""
+    stream = Stream(burst=10_000)
+    now = 0.0
+    pauses: list[float] = []
+    while now < 10.0:
+        pauses.append(stream.send(1 + 10 * len(pauses), now, bytes(10_000), count=10))
+        now += pauses[-1] + 1e-6  # no timer is exact
+    assert not any(pauses[:40])
+    assert len(pauses) < 40 + 2 * 10 * 10, "twice 1 MB a second: what was read while there was no token is paid for by half"
+    assert not stream.outcomes(), "all of it was taken"
