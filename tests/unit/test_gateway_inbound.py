@@ -107,5 +107,5 @@ async def test_large_frames_pass_in_a_burst_and_are_then_read_slowly():
         pauses.append(stream.send(1 + 10 * len(pauses), now, bytes(10_000), count=10))
         now += pauses[-1] + 1e-6  # no timer is exact
     assert not any(pauses[:40])
-    assert len(pauses) < 40 + 2 * 10 * 10, "twice 1 MB a second: what was read while there was no token is paid for by half"
+    assert len(pauses) < 250, "1 MB a second; what was read while there was no token is not paid for, at worst every other frame"
     assert not stream.outcomes(), "all of it was taken"
