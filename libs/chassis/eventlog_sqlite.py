@@ -19,7 +19,8 @@ from chassis.clock import Clock
 from chassis.eventlog import LogEntry, LogUnavailableError
 from chassis.eventlog_sqlite_consumer import SqliteConsumer
 from chassis.eventlog_sqlite_partition import LogPartition
-from chassis.sqlite import SqliteDatabase, StorageError, execute_rows, multi_row
+from chassis.sqlite import SqliteDatabase, StorageError
+from chassis.sqlite_statements import execute_rows, multi_row
 from chassis.tasks import open_tasks
 
 COMMIT_INTERVAL_SECONDS: Final = 0.2  # what a crash delivers again, against one small transaction each time

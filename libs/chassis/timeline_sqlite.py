@@ -10,7 +10,8 @@ from typing import Final, TypeVar
 import structlog
 
 from chassis.clock import Clock
-from chassis.sqlite import PROMPT_ROWS, STATEMENT_ROWS, SqliteDatabase, StorageError, execute_rows, multi_row, padded, sized
+from chassis.sqlite import PROMPT_ROWS, SqliteDatabase, StorageError
+from chassis.sqlite_statements import STATEMENT_ROWS, execute_rows, multi_row, padded, sized
 from chassis.tasks import open_tasks
 from chassis.timeline import Cell, Point, Row, TimelineUnavailableError
 

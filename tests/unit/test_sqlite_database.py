@@ -14,18 +14,8 @@ import pytest
 
 from chassis import sqlite
 from chassis.executor import InlineExecutor, ThreadExecutor
-from chassis.sqlite import (
-    SqliteDatabase,
-    StorageError,
-    Synchronous,
-    execute_rows,
-    memory_connection,
-    multi_row,
-    open_memory_database,
-    open_sqlite_database,
-    padded,
-    sized,
-)
+from chassis.sqlite import SqliteDatabase, StorageError, Synchronous, memory_connection, open_memory_database, open_sqlite_database
+from chassis.sqlite_statements import execute_rows, multi_row, padded, sized
 
 
 @asynccontextmanager
