@@ -34,6 +34,7 @@ from services.gateway.tokens import Claims, TokenVerifier
 
 _MAX_PRESENCES = 100
 _RETRY_SECONDS = 1.0
+_BYTES_A_TURN = 32 * 1024  # a message with the largest body, and more
 
 
 class Calls:
@@ -72,7 +73,8 @@ class Calls:
         """Append one command and wait for its outcome."""
         claims = self._verifier.authenticate(metadata_of(context))
         device_id = pinned_device(claims.device_id, request.device_id)
-        self._take_turn(claims.user_id, device_id)
+        # Large commands cost more: what is pushed in here comes out at others, who have to read it.
+        self._take_turn(claims.user_id, device_id, min(1 + request.ByteSize() // _BYTES_A_TURN, self._settings.commands_burst))
         if not request.HasField("command"):
             raise InvalidArgument("FIELD_MISSING", "command is missing")
         command = request.command
@@ -165,9 +167,9 @@ class Calls:
         self._take_turn(claims.user_id, claims.device_id)
         return claims
 
-    def _take_turn(self, user_id: str, device_id: str) -> None:
+    def _take_turn(self, user_id: str, device_id: str, turns: int = 1) -> None:
         """Count a call against its device's rate; reads with a token that pins no device share one of their user's."""
-        if wait := self._rates.bucket_of(user_id, device_id).take(self._clock.monotonic()):
+        if wait := self._rates.bucket_of(user_id, device_id).take(self._clock.monotonic(), turns):
             self._metrics.commands_rate_limited.inc()
             raise refused("RATE_LIMITED", wait)
 

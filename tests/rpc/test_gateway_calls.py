@@ -1,8 +1,10 @@
 """Calls that are no stream, over a real socket, TLS and reflection included."""
 
+import asyncio
 import datetime
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -10,9 +12,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from gateway_world import World, auth, batch, message, open_world, token
+from gateway_world import World, auth, batch, message, open_world, token, until
+from google.protobuf import json_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from chassis.errors import carried_status, reason_of, retry_delay_of
@@ -20,6 +26,8 @@ from chassis.transport import TlsFiles
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.commands_pb2 import Command
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
+from parley.log.v1.records_pb2 import OfflineBatch
+from parley_protocol.topics import OFFLINE
 
 METADATA = auth(token("alice"))
 
@@ -75,11 +83,16 @@ async def test_presence_is_answered_in_the_order_of_the_question(world: World):
     ]
 
 
-async def test_recipients_without_a_session_are_counted(world: World):
+async def test_recipients_without_a_session_are_counted_and_named(world: World):
     alice = await world.device("alice")
     await alice.send(batch(message("bob")))
-    await alice.outcome()
+    accepted = (await alice.outcome()).accepted
     assert world.value("parley_gateway_unreached_total") == 1
+    async with world.engines.log.open_consumer(OFFLINE, "test") as consumer:
+        (record,) = (await consumer.poll(10)).records
+    (named,) = OfflineBatch.FromString(record.value).users
+    assert (named.user_id, named.conversation_id, named.seq) == ("bob", accepted.conversation_id, 1)
+    await until(lambda: world.value("parley_router_offline_total") == 1)
 
 
 async def test_reflection_names_the_service_and_describes_its_frames(world: World):
@@ -93,6 +106,31 @@ async def test_reflection_names_the_service_and_describes_its_frames(world: Worl
     assert "parley.api.v1.MessagingService" in {service.name for service in answers[0].list_services_response.service}
     file = FileDescriptorProto.FromString(answers[1].file_descriptor_response.file_descriptor_proto[0])
     assert "Connect" in {method.name for method in file.service[0].method}
+
+
+async def test_a_generic_client_that_knows_only_what_reflection_tells_sends_and_reads(world: World):
+    """As grpcurl and its like do it: JSON in, JSON out."""
+
+    def talk() -> None:
+        with grpc.insecure_channel(world.address) as channel:
+            pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))  # type: ignore[no-untyped-call]
+            service = pool.FindServiceByName("parley.api.v1.MessagingService")
+
+            def call(name: str, document: dict[str, Any]) -> Any:
+                method = service.FindMethodByName(name)
+                question, answer = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+                rpc = channel.unary_unary(f"/{service.full_name}/{name}", question.SerializeToString, answer.FromString)
+                return json_format.MessageToDict(rpc(json_format.ParseDict(document, question()), metadata=METADATA))
+
+            command = {"requestId": "A" * 22 + "==", "toUserId": "bob", "sendMessage": {"body": "aGk="}}
+            accepted = call("Submit", {"deviceId": "bot", "command": command})["accepted"]
+            assert accepted["seq"] == "1"
+            row = call("Sync", {"lastEventsCount": 1})["conversations"][0]
+            assert (row["peerUserId"], row["lastEvents"][0]["message"]) == ("bob", {"body": "aGk="})
+            page = call("ListEvents", {"conversationId": accepted["conversationId"], "pageSize": 1})
+            assert page["events"] == row["lastEvents"]
+
+    await asyncio.to_thread(talk)
 
 
 def write_certificate(folder: Path) -> TlsFiles:

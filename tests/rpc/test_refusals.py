@@ -232,6 +232,17 @@ async def test_every_call_that_comes_too_fast_is_told_when_to_come_again():
             assert 0 < (retry_delay_of(status) or 0) <= 1
 
 
+async def test_large_submits_count_more():
+    """A message of 250 kB costs as many turns as eight small ones, and passes however few there are at once."""
+    large = message()
+    large.send_message.MergeFromString(b"\xa2\x06\x80\xb0\x0f" + bytes(251_904))
+    for burst, passes in ((100, 12), (4, 1)):
+        async with open_world(commands_per_second=1, commands_burst=burst, commands_per_frame=1) as world:
+            for _ in range(passes):
+                await submit(world, "alice", large)
+            assert await refusal(submit(world, "alice", large)) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+
+
 def is_limited(answer: Any) -> bool:
     return isinstance(answer, grpc.aio.AioRpcError) and "RATE_LIMITED" in str(answer.trailing_metadata())
 
