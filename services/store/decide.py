@@ -129,14 +129,16 @@ def _accept(
     stamp = state.advance(position, log_ms, seq=True, message=is_message)
     changes = change.apply()
     seq, count = state.head_seq, state.message_count
-    member, saw = state.members[user], False
+    member, saw, pushed = state.members[user], False, False
     if member.active:
         saw = seen_seq > member.read_seq
         if saw:
             member.read_to(seen_seq, seen_count)
             member.delivered_seq = max(member.delivered_seq, seen_seq)
         if is_message:
+            read_seq = member.read_seq
             member.sent(seq, count)
+            pushed = member.read_seq > read_seq
         state.touch_member(user)
     if not state.large:
         state.touch_inboxes()
@@ -152,8 +154,10 @@ def _accept(
         OUTCOME_TAG, encoding.accepted(command.request_id, state.conversation_id, seq, count, time, duplicate=False)
     )
     _address(state, effect)
-    if saw:
+    if saw or pushed:
         _tell_watermarks(state, user, member, log_ms, effect)
+    if pushed:  # this device did not say so: it has to be told as well
+        effect.own += effect.actor
     return effect
 
 

@@ -365,7 +365,9 @@ def test_who_answers_256_times_without_reading_has_read_up_to_the_first_answer(d
     for _ in range(257):
         number += 2
         say(direct, "alice", number)
-        say(direct, "bob", number + 1)
+        effect = say(direct, "bob", number + 1)
+    assert [receipt.read_seq for receipt in ServerBatch.FromString(effect.own).receipts] == [2]  # his device could not know
+    assert [receipt.read_seq for receipt in ServerBatch.FromString(effect.shared).receipts] == [2]
     bob = direct.state.members["bob"]
     assert len(bob.own_after_read) == 256
     assert bob.read_seq == 2
