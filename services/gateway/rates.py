@@ -4,24 +4,32 @@ from typing import Final
 
 from chassis.rate import TokenBucket
 
-_MAX_DEVICES: Final = 100_000  # ~300 B each; beyond it the one that asked for its bucket longest ago starts with a full one
+_MAX_BUCKETS: Final = 100_000  # ~300 B each; beyond it the user who asked for his longest ago starts with full ones
+_DEVICES_PER_USER: Final = 32  # with a bucket of their own: a token that pins no device may name any number of them
+_OTHERS: Final = "\0"  # no device's id
 
 
 class DeviceRates:
-    """One bucket a device."""
+    """One bucket a device; the devices of a user beyond the first 32 share one."""
 
     def __init__(self, commands_per_second: float, burst: int) -> None:
         self._commands_per_second = commands_per_second
         self._burst = burst
-        self._buckets: dict[tuple[str, str], TokenBucket] = {}
+        self._count = 0
+        self._users: dict[str, dict[str, TokenBucket]] = {}
 
     def bucket_of(self, user_id: str, device_id: str) -> TokenBucket:
         """Return the device's bucket."""
-        key = (user_id, device_id)
-        bucket = self._buckets.pop(key, None)
+        devices = self._users.pop(user_id, None)
+        if devices is None:
+            devices = {}
+        self._users[user_id] = devices  # now the last to be forgotten
+        if device_id not in devices and len(devices) >= _DEVICES_PER_USER:
+            device_id = _OTHERS
+        bucket = devices.get(device_id)
         if bucket is None:
-            if len(self._buckets) >= _MAX_DEVICES:
-                del self._buckets[next(iter(self._buckets))]
-            bucket = TokenBucket(self._commands_per_second, self._burst)
-        self._buckets[key] = bucket
+            while self._count >= _MAX_BUCKETS:
+                self._count -= len(self._users.pop(next(iter(self._users))))
+            bucket = devices[device_id] = TokenBucket(self._commands_per_second, self._burst)
+            self._count += 1
         return bucket
