@@ -7,6 +7,7 @@ reconciliation by hashed buckets, as in Merkle anti-entropy of Dynamo-like store
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 BUCKET_COUNT = 64
@@ -24,6 +25,7 @@ class Held(NamedTuple):
     version: int
 
 
+@lru_cache(maxsize=16_384)  # a user's conversations come again at every Sync; ~200 bytes an entry
 def bucket_of(conversation_id: str) -> int:
     """Return the bucket, 0 to 63, of a conversation."""
     return hashlib.sha256(conversation_id.encode()).digest()[0] % BUCKET_COUNT
