@@ -18,7 +18,7 @@ from parley_cli.chat_session import Chat
 from parley_cli.connection import Connection, connection_options, device_option, examples, user_id
 from parley_cli.failures import CommandError, SetupError
 from parley_cli.first_of import first_of
-from parley_client import Client, SignedOffError, SqliteStore, StoreInUseError, StoreMismatchError, open_client
+from parley_client import Client, SignedOffError, SqliteStore, StoreError, StoreInUseError, StoreMismatchError, open_client
 
 _TERMINATED = 128 + signal.SIGTERM  # as shells report it
 
@@ -60,6 +60,8 @@ def chat(user: str, peer: str | None, group: str | None, state_dir: Path | None,
         raise SetupError(f"{user} chats on device {device} already: name this one differently with --device.") from error
     except StoreMismatchError as error:
         raise SetupError(f"{error}: name another folder with --state.") from error
+    except StoreError as error:
+        raise CommandError(f"what happens can't be kept: {error}. What is not kept comes again the next time.") from error
     except SignedOffError as error:
         raise CommandError(f"the server signed this device off: {error}") from error
     except asyncio.CancelledError:

@@ -34,6 +34,7 @@ from parley_client import (
     NoticeStream,
     OutboxFullError,
     ReceiptMoved,
+    StoreError,
     Ticket,
     TimelineEvent,
     UnknownConversationError,
@@ -166,6 +167,8 @@ class Chat:
             self._error(f"can't ask the server now: {last_cause(error.detail) or error.code.name.lower()}")
         except OutboxFullError:
             self._error("not sent: too much waits for the server already")
+        except StoreError as error:
+            self._error(f"not sent, and not kept: {error}")
         self._screen.refresh()
         return True
 

@@ -70,7 +70,11 @@ class Device:
         if len(self.state.outbox.pending) >= self.options.pending_commands:
             raise OutboxFullError(f"{self.options.pending_commands} commands wait for their outcome")
         ticket = self._ticket(command.request_id)
-        self.keep(self.state.add_command(command, wall_ms))
+        try:
+            self.keep(self.state.add_command(command, wall_ms))
+        except BaseException:  # not kept: nor may it be sent
+            self.state.cancel_command(command.request_id)
+            raise
         self._tickets[command.request_id] = ticket
         return ticket
 

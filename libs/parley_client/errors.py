@@ -18,7 +18,7 @@ class ClosedError(ClientError):
 
 
 class FailedError(ClientError):
-    """The client stopped over a failure on its own side: the store can't be written, or a bug. Leaving `open_client` raises that.
+    """The client stopped over a failure on its own side: the store (StoreError), or a bug. Leaving `open_client` raises that.
 
     What was not kept was neither acknowledged nor shown; a new client on the same store goes on from what was.
     """
@@ -42,6 +42,10 @@ class ProtocolError(ClientError):
 
 class StoreMismatchError(ClientError):
     """The local store belongs to another user or device."""
+
+
+class StoreError(ClientError):
+    """The local store can't be read or written: a full disk, a file that is no store. What was asked for is not kept."""
 
 
 class StoreInUseError(ClientError):

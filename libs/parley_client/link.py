@@ -12,7 +12,7 @@ from parley_client.calls import Calls
 from parley_client.channel import ChannelFactory
 from parley_client.connection import Connection, StreamEndedError
 from parley_client.device import Device
-from parley_client.errors import ClientError, ClosedError, FailedError, SignedOffError
+from parley_client.errors import ClientError, ClosedError, FailedError, SignedOffError, StoreError
 from parley_client.notices import ConnectionState
 from parley_client.reconnect import LOST, Verdict, after_loss
 from parley_client.session import Session
@@ -61,11 +61,13 @@ class Link:
                 async with self._open_channel(self._address) as channel:
                     self.calls = Calls(channel, self._tokens, device.options.rpc_timeout_seconds)
                     await self._stay(channel, self._address)
-        except ClientError as error:
-            device.end(error)
-        except BaseException as error:
-            device.end(FailedError(f"the client stopped over {error!r}"))
-            raise
+        except BaseException as raised:
+            if isinstance(raised, ClientError) and not isinstance(raised, StoreError):
+                device.end(raised)
+            else:
+                error = _alone(raised)
+                device.end(FailedError(f"the client stopped over {error!r}"))
+                raise error from None
         finally:
             self.calls = None
             device.end(ClosedError("the client was closed"))
@@ -151,3 +153,10 @@ class Link:
             self._pause_ends = None
         if not self._closing:
             self._closed.clear()
+
+
+def _alone(error: BaseException) -> BaseException:
+    """Return what a task group wrapped, if it is one error."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

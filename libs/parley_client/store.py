@@ -72,7 +72,10 @@ class Kept:
 
 
 class Store(Protocol):
-    """One device's local state. Appended events get ascending ordinals, never used twice, in the order of appending."""
+    """One device's local state. Appended events get ascending ordinals, never used twice, in the order of appending.
+
+    Everything may raise StoreError.
+    """
 
     def load(self) -> Kept:
         """Read everything but the events. Raises StoreInUseError where another process has it open."""

@@ -7,14 +7,15 @@ The file is locked for one process: the state in memory is the truth while a cli
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
 from parley.api.v1 import events_pb2
 from parley_client.conversation_state import ConversationState
-from parley_client.errors import StoreInUseError, StoreMismatchError
+from parley_client.errors import StoreError, StoreInUseError, StoreMismatchError
 from parley_client.store import Change, Kept, StoredCommand, Watermarks
 
 SCHEMA_VERSION: Final = 1
@@ -47,6 +48,10 @@ class SqliteStore:
         self._ordinal = 0
 
     def load(self) -> Kept:
+        with self._failures():
+            return self._load()
+
+    def _load(self) -> Kept:
         connection = self._open()
         device = dict(connection.execute("SELECT key, value FROM device"))
         consumed = int(device.get("consumed", 0))
@@ -73,7 +78,7 @@ class SqliteStore:
     def commit(self, change: Change) -> None:
         connection = self._opened()
         ordinal = self._ordinal
-        with connection:
+        with self._failures(), connection:
             connection.execute("BEGIN")
             if change.appended:
                 rows = []
@@ -113,25 +118,28 @@ class SqliteStore:
             connection.executemany("INSERT OR REPLACE INTO device VALUES (?, ?)", values.items())
 
     def unconsumed(self, after_ordinal: int, limit: int) -> Sequence[tuple[int, events_pb2.Event]]:
-        rows = self._opened().execute(
-            "SELECT ordinal, event FROM events WHERE ordinal > ? ORDER BY ordinal LIMIT ?", (after_ordinal, limit)
-        )
-        return [(ordinal, events_pb2.Event.FromString(event)) for ordinal, event in rows]
+        with self._failures():
+            rows = self._opened().execute(
+                "SELECT ordinal, event FROM events WHERE ordinal > ? ORDER BY ordinal LIMIT ?", (after_ordinal, limit)
+            )
+            return [(ordinal, events_pb2.Event.FromString(event)) for ordinal, event in rows]
 
     def events(self, conversation_id: str, first_seq: int, before_seq: int, limit: int) -> Sequence[events_pb2.Event]:
-        rows = self._opened().execute(
-            "SELECT event FROM events WHERE conversation_id = ? AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?",
-            (conversation_id, first_seq, before_seq, limit),
-        )
-        return [events_pb2.Event.FromString(event) for (event,) in rows][::-1]
+        with self._failures():
+            rows = self._opened().execute(
+                "SELECT event FROM events WHERE conversation_id = ? AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?",
+                (conversation_id, first_seq, before_seq, limit),
+            )
+            return [events_pb2.Event.FromString(event) for (event,) in rows][::-1]
 
     def count_of_others(self, conversation_id: str, user_id: str, after_seq: int) -> int:
-        row = self._opened().execute(
-            "SELECT count(*) FROM events WHERE conversation_id = ? AND seq > ? AND sender != ?",
-            (conversation_id, after_seq, user_id),
-        )
-        count: int = row.fetchone()[0]
-        return count
+        with self._failures():
+            row = self._opened().execute(
+                "SELECT count(*) FROM events WHERE conversation_id = ? AND seq > ? AND sender != ?",
+                (conversation_id, after_seq, user_id),
+            )
+            count: int = row.fetchone()[0]
+            return count
 
     def close(self) -> None:
         if self._connection is not None:
@@ -142,6 +150,16 @@ class SqliteStore:
         if self._connection is None:
             raise sqlite3.ProgrammingError("the store is not open")
         return self._connection
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise the disk's trouble as StoreError; our own mistakes stay what they are."""
+        try:
+            yield
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}") from error
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None:

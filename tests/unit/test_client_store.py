@@ -12,10 +12,11 @@ import pytest
 from parley.api.v1.commands_pb2 import SendMessage
 from parley.api.v1.events_pb2 import Event, MemberLeft
 from parley_client.conversation_state import ConversationState
-from parley_client.errors import StoreInUseError, StoreMismatchError
+from parley_client.errors import StoreError, StoreInUseError, StoreMismatchError
 from parley_client.store import Change, Store, StoredCommand, Watermarks
 from parley_client.store_memory import MemoryStore
 from parley_client.store_sqlite import SqliteStore
+from tests.unit.test_sqlite_database import file_size_limit
 
 Reopen = Callable[[], Store]
 
@@ -175,3 +176,16 @@ def test_a_file_of_a_newer_client_is_left_alone(tmp_path: Path):
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreMismatchError):
         SqliteStore(path).load()
+
+
+def test_a_file_that_is_no_store_and_one_without_room_are_named(tmp_path: Path):
+    (tmp_path / "garbage.db").write_bytes(b"garbage" * 1000)
+    with pytest.raises(StoreError, match=r"garbage\.db: file is not a database"):
+        SqliteStore(tmp_path / "garbage.db").load()
+    with closing(SqliteStore(tmp_path / "device.db")) as store:
+        store.load()
+        store.commit(Change(appended=[event(1)]))
+        with file_size_limit(1), pytest.raises(StoreError, match=r"device\.db: "):
+            store.commit(Change(appended=[event(2)]))
+        store.commit(Change(appended=[event(3)]))
+        assert [kept.seq for _, kept in store.unconsumed(0, 10)] == [1, 3]
