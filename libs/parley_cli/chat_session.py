@@ -45,6 +45,7 @@ _STYLES = {Tick.SENT: "class:sent", Tick.DELIVERED: "class:delivered", Tick.READ
 _TURN_SECONDS = 0.3  # delivered is mostly followed by read at once: one line for both
 _STATUS_MESSAGES = 3  # own messages below the prompt
 _STATUS_CHARS = 24  # of each
+_HELD_QUIET_SECONDS = 10.0  # each message that waits is asked to, again and again: one line says it
 
 
 class Chat:
@@ -63,6 +64,7 @@ class Chat:
         self.lost = asyncio.Event()  # set while there is no connection, once the user was told
         self._outgoing = Outgoing(client, self.lost)
         self._turning = False
+        self._quiet_until = 0.0
 
     # What surrounds the typing.
 
@@ -120,7 +122,12 @@ class Chat:
                 self.lost.clear()
                 self._note("connected again")
             case CommandHeld(_, _, reason, delay):
-                self._note(f"the server asks to wait {delay:.1f} s ({reason.lower()})")
+                now = asyncio.get_running_loop().time()
+                if now >= self._quiet_until:
+                    self._quiet_until = now + _HELD_QUIET_SECONDS
+                    self._note(
+                        f"the server asks to wait ({reason.lower()}): what you typed is kept and sent again in {delay:.1f} s"
+                    )
             case CommandRejected(request_id, error):
                 text = self._outgoing.settle(request_id)
                 self._error(f"not sent{f' “{one_line(text, 60)}”' if text else ''}: {error.detail}")
