@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -14,11 +15,23 @@ import uvloop
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _GC_ALLOCATIONS: Final = 20_000  # objects more than freed; ~5 MB of garbage in cycles at most before it is found
 _GC_GENERATIONS: Final = 20
+_MAX_OPEN_FILES: Final = 1_048_576  # Linux's own bound for a process; beyond it, also where there is no bound, it would be refused
 _EXIT_BY_SIGNAL: Final = 128  # a shell's convention: the exit code of a process that a signal ended is 128 + its number
 
 
 class Stop(asyncio.Event):
     """Set when the process shall stop: finish what has begun and return."""
+
+
+def allow_open_files() -> None:
+    """Let this process and its children hold as many files open as the system lets it choose.
+
+    A connection is a file, and the usual 1,024 would leave the next device waiting unanswered.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(hard, _MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else _MAX_OPEN_FILES
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def run(main: Callable[[Stop], Awaitable[None]]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import shutil
 import tempfile
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chassis.app import allow_open_files
 from parley_cli.bench_meter import ProcessMeter
 from parley_cli.failures import SetupError
 from parley_cli.server_process import open_server_process, pid_of_server, run_until_signal
@@ -52,7 +52,7 @@ class TargetOptions:
 @asynccontextmanager
 async def open_target(options: TargetOptions) -> AsyncIterator[Target]:
     """Yield the server to measure, and take it away again if it is our own."""
-    _raise_open_files()
+    allow_open_files()
     if options.server:
         if options.data_dir is None:
             raise SetupError("--server needs --data: the folder where that server's key lies.")
@@ -95,12 +95,6 @@ def _as_generator() -> Iterator[None]:
         yield
     finally:
         os.sched_setscheduler(0, before, os.sched_param(0))
-
-
-def _raise_open_files() -> None:
-    """Allow as many open files as may be: one a connection, here and (inherited) in the server."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def run_benchmark(measure: Callable[[Target], Awaitable[dict[str, Any]]], options: TargetOptions) -> dict[str, Any]:

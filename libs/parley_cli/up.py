@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import click
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from chassis.app import Stop, run
+from chassis.app import Stop, allow_open_files, run
 from chassis.config import ROOT_PREFIX, ConfigError, load_settings
 from chassis.embedded import DataFolderError
 from chassis.eventlog import LogUnavailableError
@@ -100,6 +100,7 @@ def up(data_dir: Path, log_json: bool, **flags: str | None) -> None:
     settings, gateway_settings = read_settings(environ)
     configure_logging(json=settings.log_json, level=settings.log_level)
     prefer_throughput()
+    allow_open_files()
     try:
         run(lambda stop: serve(stop, settings, EmbeddedSettings(gateway=gateway_settings), data_dir))
     except _UNUSABLE as error:
@@ -138,6 +139,7 @@ def prefer_throughput() -> None:
 async def serve(stop: Stop, settings: UpSettings, services: EmbeddedSettings, data_dir: Path) -> None:
     """Serve until told to stop, then drain. Raises what ended a service meanwhile."""
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)  # memory, CPU, open files
     async with AsyncExitStack() as stack:
         metrics_address = ""
         if settings.metrics_listen:

@@ -8,9 +8,13 @@ class RouterMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.events = Counter("parley_router_events_total", "Events routed.", registry=registry)
-        self.deliveries = Counter("parley_router_deliveries_total", "Deliveries sent, by users.", registry=registry)
-        self.offline = Counter("parley_router_offline_total", "Users named to parley.offline, by message.", registry=registry)
-        self.link_failures = Counter("parley_router_link_failures_total", "Broken streams to gateways.", registry=registry)
+        self.deliveries = Counter(
+            "parley_router_deliveries_total", "Deliveries to users, sent to their gateways.", registry=registry
+        )
+        self.offline = Counter(
+            "parley_router_offline_total", "Users named to parley.offline, once for each message.", registry=registry
+        )
+        self.link_failures = Counter("parley_router_link_failures_total", "Streams to gateways that broke.", registry=registry)
         self.retries = Counter("parley_router_batch_retries_total", "Batches given back after a failure.", registry=registry)
         self.lag_seconds = Histogram(
             "parley_router_lag_seconds",

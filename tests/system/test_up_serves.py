@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import time
@@ -113,7 +114,24 @@ def test_metrics_are_served_where_asked(data: Path) -> None:
     with Server(data, "--metrics", "127.0.0.1:0") as server:
         address = server.expect(r"metrics on http://(\S+)/metrics")[1]
         with urlopen(f"http://{address}/metrics", timeout=10) as answer:
-            assert b"parley_" in answer.read()
+            page = answer.read()
+            for name in (
+                b"parley_gateway_sessions 0.0",
+                b"parley_store_records_total",
+                b"parley_router_events_total",
+                b"process_open_fds",
+            ):
+                assert name in page
+
+
+def test_connections_are_not_bound_by_a_shells_limit_of_open_files(data: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with Server(data) as server:
+            assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[0] > 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_second_signal_ends_it_at_once(data: Path) -> None:
