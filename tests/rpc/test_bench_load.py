@@ -4,10 +4,12 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
 
+from chassis.server import open_server
 from parley.api.v1.commands_pb2 import Command
 from parley.api.v1.events_pb2 import Event
 from parley.api.v1.messaging_service_pb2 import ConnectResponse, DeviceBatch, ListEventsRequest, ListEventsResponse
@@ -133,14 +135,11 @@ class Ending(Servicer):
 
 @asynccontextmanager
 async def serving(servicer: Servicer) -> AsyncIterator[Target]:
-    server = grpc.aio.server()
-    add_MessagingServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield Target(f"127.0.0.1:{port}", lambda user: user, None, "t", random.Random(1))
-    finally:
-        await server.stop(None)
+    def register(server: Any) -> None:
+        add_MessagingServiceServicer_to_server(servicer, server)
+
+    async with open_server(bind="127.0.0.1:0", register=register) as running:  # leaving waits for the handlers
+        yield Target(running.address, lambda user: user, None, "t", random.Random(1))
 
 
 async def test_an_honest_server_keeps_the_contract():
