@@ -1,6 +1,6 @@
 """The client that an app holds: open it, send, iterate over events.
 
-    async with open_client("127.0.0.1:7400", token=token, device_id="phone", store=SqliteStore("phone.db")) as client:
+    async with open_client("127.0.0.1:7080", token=token, device_id="phone", store=SqliteStore("phone.db")) as client:
         ticket = await client.send(to_user="bob", body="hello")
         accepted = await ticket.accepted()
         async for event in client.events():
