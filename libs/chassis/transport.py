@@ -20,6 +20,8 @@ MIN_PING_INTERVAL_MS: Final = 10_000
 # a server of 50,000 connections ~25 us each, and a phone its radio.
 SERVER_KEEPALIVE_MS: Final = 300_000
 SERVER_KEEPALIVE_TIMEOUT_MS: Final = 20_000
+# A connection without a call is an open file that anybody can hold, without a token. Who calls now and then connects anew.
+MAX_IDLE_MS: Final = 120_000
 HANDSHAKE_TIMEOUT_MS: Final = 10_000  # who connects and says nothing goes after this, not after gRPC's 120 s
 MAX_STREAMS_PER_CONNECTION: Final = 1_000  # gateways share one connection to a store; gRPC's default has no bound
 MAX_RECONNECT_BACKOFF_MS: Final = 5_000  # gRPC's 120 s would keep a service away from one that is long back
@@ -51,6 +53,7 @@ def server_options(max_receive_bytes: int) -> Options:
         ("grpc.keepalive_time_ms", SERVER_KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", SERVER_KEEPALIVE_TIMEOUT_MS),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_connection_idle_ms", MAX_IDLE_MS),
         ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
         ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the connections
     ]

@@ -225,6 +225,20 @@ async def test_a_client_that_pings_as_often_as_it_may_keeps_its_stream(monkeypat
         call.cancel()
 
 
+async def test_a_connection_that_nobody_uses_is_closed_and_made_anew_when_it_is_needed(monkeypatch):
+    monkeypatch.setattr(transport, "MAX_IDLE_MS", 200)
+    async with open_server(bind="127.0.0.1:0", register=register) as running, open_channel(running.address) as channel:
+        echo = channel.unary_unary("/test.Echo/Echo")
+        watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watching.read()).status == SERVING
+        await asyncio.sleep(0.5)  # more than the bound, which nobody sees: the stream counts as use
+        assert channel.get_state() is grpc.ChannelConnectivity.READY
+        watching.cancel()
+        async with asyncio.timeout(10):
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        assert await echo(b"again", timeout=10) == b"again"
+
+
 async def test_leaving_does_not_hang_on_a_handler_that_ignores_its_cancellation(monkeypatch):
     monkeypatch.setattr(server_module, "_STOP_LIMIT_SECONDS", 0.2)
     release, started = asyncio.Event(), asyncio.Event()
