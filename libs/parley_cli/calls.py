@@ -9,6 +9,7 @@ import grpc
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_cli.connection import Connection
 from parley_cli.failures import CommandError
+from parley_cli.rendering import harmless
 from parley_client import CallError, channels_to
 from services.gateway.config import is_loopback
 
@@ -50,4 +51,6 @@ def unreachable(connection: Connection) -> str:
 
 def refusal(error: CallError) -> CommandError:
     """Say for a person what the server answered."""
-    return CommandError(f"the server refused: {error.detail or error.code.name.lower()} ({error.reason or error.code.name})")
+    return CommandError(
+        f"the server refused: {harmless(error.detail) or error.code.name.lower()} ({error.reason or error.code.name})"
+    )

@@ -390,4 +390,4 @@ class Chat:
         self._screen.show([("class:note", text)])
 
     def _error(self, text: str) -> None:
-        self._screen.show([("class:error", f"! {text}")])
+        self._screen.show([("class:error", f"! {harmless(text)}")])

@@ -1,7 +1,6 @@
 """`parley history`: what was said in a conversation."""
 
 import asyncio
-import json
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ import grpc
 from parley.api.v1 import events_pb2, messaging_service_pb2
 from parley_cli.calls import open_stub, refusal
 from parley_cli.connection import Connection, connection_options, examples, user_id
-from parley_cli.rendering import json_of, line_of
+from parley_cli.rendering import json_line, line_of
 from parley_client.errors import call_error
 from parley_protocol.ids import direct_conversation_id, is_conversation_id
 from parley_protocol.limits import PAGE_EVENTS
@@ -43,7 +42,7 @@ def history(
         raise click.UsageError(f"{conversation!r} is no conversation id")
     conversation_id = conversation or direct_conversation_id(user, peer or "")
     for event in asyncio.run(_read(Connection.from_options(options), user, conversation_id, limit, before or 0)):
-        click.echo(json.dumps(json_of(event), ensure_ascii=False) if as_json else line_of(event))
+        click.echo(json_line(event) if as_json else line_of(event))
 
 
 async def _read(connection: Connection, user: str, conversation_id: str, limit: int, before: int) -> list[events_pb2.Event]:

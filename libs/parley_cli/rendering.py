@@ -5,6 +5,7 @@ the line's direction), what goes to JSON stays exact.
 """
 
 import base64
+import json
 import unicodedata
 from datetime import datetime, tzinfo
 from typing import Any
@@ -13,6 +14,7 @@ from parley.api.v1 import commands_pb2, events_pb2
 
 # Embeddings, overrides and isolates: left open they would reorder the rest of the line. Right-to-left text needs none of them.
 _DIRECTION_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+_JOINERS = "\u200c\u200d"  # not printable by Unicode's reckoning, and a part of words and of emoji
 _TEXT_TYPES = ("", "text/plain")
 
 
@@ -116,6 +118,12 @@ def json_of(event: events_pb2.Event) -> dict[str, Any]:
         case "settings_changed":
             document["title"] = event.settings_changed.title
     return document
+
+
+def json_line(event: events_pb2.Event) -> str:
+    """Return an event as a line of JSON: other scripts' letters as they are, what would command a terminal as JSON's escapes."""
+    line = json.dumps(json_of(event), ensure_ascii=False)
+    return "".join(char if char.isprintable() or char in _JOINERS else json.dumps(char)[1:-1] for char in line)
 
 
 def _message_json(message: commands_pb2.SendMessage) -> dict[str, Any]:

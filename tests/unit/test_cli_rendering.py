@@ -1,6 +1,7 @@
 """Events as lines and as JSON."""
 
 import base64
+import json
 from datetime import UTC
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parley.api.v1 import commands_pb2, events_pb2
-from parley_cli.rendering import describe, harmless, json_of, line_of, one_line
+from parley_cli.rendering import describe, harmless, json_line, json_of, line_of, one_line
 
 
 def message_event(body: bytes, content_type: str = "") -> events_pb2.Event:
@@ -51,6 +52,17 @@ def test_one_line_is_cut_to_its_width() -> None:
 def test_json_gives_back_every_body_exactly(body: bytes) -> None:
     document = json_of(message_event(body))
     assert (document["text"].encode() if "text" in document else base64.b64decode(document["body_base64"])) == body
+
+
+@given(st.text())
+def test_a_line_of_json_is_exact_and_commands_no_terminal(text: str) -> None:
+    event = message_event(text.encode(errors="replace"))
+    assert json.loads(json_line(event)) == json_of(event)
+    assert not any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or char in "\u202e\u2066\u2028" for char in json_line(event))
+
+
+def test_a_line_of_json_keeps_letters_and_emoji() -> None:
+    assert '"text": "שלום 👩‍🚀"' in json_line(message_event("שלום 👩‍🚀".encode()))
 
 
 def test_content_of_a_later_version_is_shown_as_unsupported() -> None:
