@@ -5,11 +5,13 @@ from typing import Final
 
 BASE_SECONDS: Final = 0.25  # the first wait is 0.125 s on average: a restarted server is found fast
 CAP_SECONDS: Final = 30.0  # nobody stares at a dead screen longer; 10,000 clients then try 667 times a second
-_MAX_DOUBLINGS: Final = 20  # keeps 2**n small; the cap is reached long before
+# After an outage of 1.5 s, a restart, 99 of 100 are back within 2.5 s of its end; doubling, it were 5.5 s for a fifth of tries less.
+GROWTH: Final = 1.5
+_MAX_STEPS: Final = 20  # keeps the power small; the cap is reached before
 
 
 class Backoff:
-    """Waits drawn from [0, min(cap, base * 2^n]): full jitter spreads a crowd that lost the same server at the same moment."""
+    """Waits drawn from [0, min(cap, base * 1.5^n]): full jitter spreads a crowd that lost the same server at the same moment."""
 
     def __init__(self, rng: random.Random, *, base_seconds: float = BASE_SECONDS, cap_seconds: float = CAP_SECONDS) -> None:
         self._rng = rng
@@ -19,7 +21,7 @@ class Backoff:
 
     def next_delay(self, at_least_seconds: float = 0.0) -> float:
         """Return seconds to wait after one more failure: what the server asked for, and the jitter on top."""
-        ceiling = min(self._cap_seconds, self._base_seconds * 2 ** min(self._failures, _MAX_DOUBLINGS))
+        ceiling = min(self._cap_seconds, self._base_seconds * GROWTH ** min(self._failures, _MAX_STEPS))
         self._failures += 1
         return at_least_seconds + self._rng.uniform(0.0, ceiling)
 
