@@ -149,7 +149,7 @@ async def test_client_that_never_reads_is_ended_and_costs_nobody_anything():
     """Its outbox is dropped, its stuck write is cut, the call is forgotten once the client is gone."""
     async with (
         # a stuck write is cut well after the outbox has run over, also where the machine is busy
-        open_world(outbox_bytes=512 * 1024, write_seconds=1.5, commands_per_second=5000, commands_burst=5000) as world,
+        open_world(outbox_bytes=512 * 1024, write_seconds=5.0, commands_per_second=5000, commands_burst=5000) as world,
         grpc.aio.insecure_channel(world.address, options=SMALL_WINDOW) as own_connection,
     ):
         bob = world.stream(token("bob"), own_connection)
