@@ -5,7 +5,7 @@ from typing import Final
 
 BASE_SECONDS: Final = 0.25  # the first wait is 0.125 s on average: a restarted server is found fast
 CAP_SECONDS: Final = 30.0  # nobody stares at a dead screen longer; 10,000 clients then try 667 times a second
-# After an outage of 1.5 s, a restart, 99 of 100 are back within 2.5 s of its end; doubling, it were 5.5 s for a fifth of tries less.
+# After 1.5 s, a restart, 99 of 100 are back within 2.5 s of its end; doubling, it were 5.5 s for a fifth of the tries less.
 GROWTH: Final = 1.5
 _MAX_STEPS: Final = 20  # keeps the power small; the cap is reached before
 
