@@ -73,8 +73,8 @@ async def _chat(connection: Connection, user: str, device: str, peer: str | None
     assert task is not None
     # The terminal is in raw mode while one types: leave it as it was found.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    connection.token_for(user, device)  # if there is none, that is said before anything is made
     store = SqliteStore(_state_file(state_dir, connection.server, user, device))
-    connection.token_for(user, device)  # if there is none, that is said before anything else
 
     async def fresh_token() -> str:
         return connection.token_for(user, device)

@@ -156,6 +156,7 @@ def test_no_key_and_no_server_are_told_plainly(tmp_path: Path) -> None:
     code, out, err = run("chat", "alice", "--data", str(tmp_path / "none"), home=tmp_path)
     assert (code, out) == (2, "")
     assert "run `parley up` first" in err
+    assert not (tmp_path / "none").exists()
     for command in (
         ["chat", "alice"],
         ["send", "--as", "alice", "--to", "bob", "hi"],
