@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import grpc
 import structlog
 
+from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogUnavailableError
 from chassis.tasks import Tasks
@@ -49,9 +50,8 @@ class Router:
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._rng = rng
         self._groups: dict[int, GroupCache] = {}
-        self._failures: dict[int, int] = {}
+        self._backoff = Backoff(settings.retry_min_seconds, settings.retry_max_seconds, rng)
 
     async def run(self, tasks: Tasks) -> None:
         """Route until cancelled. A batch under way when it is cancelled is routed again: devices drop what they have."""
@@ -60,31 +60,26 @@ class Router:
                 try:
                     batch = await consumer.poll(self._settings.poll_records)
                 except LogUnavailableError as error:
-                    delay = self._delay(_POLLING)
+                    delay = self._backoff.failed(_POLLING)
                     _log.warning("router.poll_failed", error=str(error), retry_in=delay)
                     await asyncio.sleep(delay)
                     continue
-                self._failures.pop(_POLLING, None)
+                self._backoff.succeeded(_POLLING)
                 tasks.spawn(self._process(consumer, batch), name=f"router.route.{batch.partition}")
 
     async def _process(self, consumer: LogConsumer, batch: LogBatch) -> None:
         try:
             await self._route(batch)
         except (LogUnavailableError, grpc.aio.AioRpcError) as error:
-            delay = self._delay(batch.partition)
+            delay = self._backoff.failed(batch.partition)
             self._metrics.retries.inc()
             _log.warning("router.batch_failed", partition=batch.partition, error=str(error), retry_in=delay)
             await asyncio.sleep(delay)
             consumer.retry(batch)
         else:
-            self._failures.pop(batch.partition, None)
+            self._backoff.succeeded(batch.partition)
             consumer.done(batch)
             self._metrics.lag_seconds.observe(max(0.0, self._clock.wall_ms() - batch.records[0].time_ms) / 1000)
-
-    def _delay(self, partition: int) -> float:
-        failures = self._failures[partition] = self._failures.get(partition, 0) + 1
-        most = min(self._settings.retry_max_seconds, self._settings.retry_min_seconds * 2.0**failures)
-        return self._rng.uniform(most / 2, most)
 
     async def _route(self, batch: LogBatch) -> None:
         groups = self._groups.setdefault(batch.partition, GroupCache(self._settings.cached_groups))

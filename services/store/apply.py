@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import structlog
 from google.protobuf.message import DecodeError
 
+from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.errors import Internal, status_of
 from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogUnavailableError
@@ -56,9 +57,8 @@ class Applier:
         self._recent = recent
         self._clock = clock
         self._metrics = metrics
-        self._rng = rng
         self._memories: dict[int, PartitionMemory] = {}
-        self._failures: dict[int, int] = {}
+        self._backoff = Backoff(settings.retry_min_seconds, settings.retry_max_seconds, rng)
 
     async def run(self, tasks: Tasks) -> None:
         """Apply until cancelled. A batch under way when it is cancelled is applied again by whoever comes next."""
@@ -67,11 +67,11 @@ class Applier:
                 try:
                     batch = await consumer.poll(self._settings.poll_records)
                 except LogUnavailableError as error:
-                    delay = self._delay(_POLLING)
+                    delay = self._backoff.failed(_POLLING)
                     _log.warning("store.poll_failed", error=str(error), retry_in=delay)
                     await asyncio.sleep(delay)
                     continue
-                self._failures.pop(_POLLING, None)
+                self._backoff.succeeded(_POLLING)
                 tasks.spawn(self._process(consumer, batch), name=f"store.apply.{batch.partition}")
 
     async def _process(self, consumer: LogConsumer, batch: LogBatch) -> None:
@@ -79,7 +79,7 @@ class Applier:
         try:
             await self.apply(batch)
         except (LogUnavailableError, TimelineUnavailableError) as error:
-            delay = self._delay(partition)
+            delay = self._backoff.failed(partition)
             self._metrics.retries.inc()
             offset = batch.records[0].offset
             _log.warning("store.batch_failed", partition=partition, offset=offset, error=str(error), retry_in=delay)
@@ -90,13 +90,8 @@ class Applier:
         except Exception as error:  # our bug: going on would answer records out of order, ending would take the readers along
             self._stop(batch, "a record could not be applied: this is a bug", error)
         else:
-            self._failures.pop(partition, None)
+            self._backoff.succeeded(partition)
             consumer.done(batch)
-
-    def _delay(self, partition: int) -> float:
-        failures = self._failures[partition] = self._failures.get(partition, 0) + 1
-        most = min(self._settings.retry_max_seconds, self._settings.retry_min_seconds * 2.0**failures)
-        return self._rng.uniform(most / 2, most)
 
     def _stop(self, batch: LogBatch, why: str, error: Exception | None = None) -> None:
         """Leave the partition held: nobody here goes past a record that was not understood."""
