@@ -5,14 +5,14 @@ from typing import Any
 
 import grpc.aio
 import pytest
-import world
-from devices import CALM, SimulatedDevice
-from world import KEY, World, run_world
 
 from parley.api.v1.commands_pb2 import Command, SendMessage
 from parley.api.v1.messaging_service_pb2 import ConnectRequest, DeviceBatch, Hello
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_client import Ticket
+from parley_simulation import world
+from parley_simulation.devices import CALM, SimulatedDevice
+from parley_simulation.world import KEY, World, run_world
 from services.gateway.config import GatewaySettings
 from services.gateway.keys import mint_token
 from services.gateway.rates import DeviceRates

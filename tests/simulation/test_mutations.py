@@ -3,11 +3,11 @@
 from functools import partial
 
 import pytest
-import store_mutations
-import world_mutations
-from processes import BrokenError
-from store_world import run_seed
-from world import run_world
+
+from parley_simulation import store_mutations, world_mutations
+from parley_simulation.processes import BrokenError
+from parley_simulation.store_world import run_seed
+from parley_simulation.world import run_world
 
 SEEDS_MAX = 40  # a rule whose breach shows more rarely than that is not proven by the seeds that every test run takes
 

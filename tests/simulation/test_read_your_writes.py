@@ -6,10 +6,6 @@ from typing import Any
 
 import grpc
 import pytest
-import world
-from devices import SimulatedDevice
-from processes import BrokenError
-from world import KEY, run_world
 
 from chassis.eventlog import EventLog, LogEntry
 from chassis.timeline import Row, Timeline
@@ -17,6 +13,10 @@ from parley.api.v1.messaging_service_pb2 import GetConversationRequest, ListEven
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_client import RejectedError, Ticket
 from parley_protocol.topics import EVENTS
+from parley_simulation import world
+from parley_simulation.devices import SimulatedDevice
+from parley_simulation.processes import BrokenError
+from parley_simulation.world import KEY, run_world
 from services.gateway.keys import mint_token
 from services.store.apply import Applier
 from services.store.rows import STATE

@@ -3,12 +3,11 @@
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from world import Report, run_world
 
 from chassis.testing.faults import RATES
+from parley_simulation.world import Report, run_world
 
 SEEDS = range(25)
 reports: dict[int, Report] = {}
@@ -39,8 +38,7 @@ def test_without_faults_everything_is_answered():
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_a_seed_means_the_same_in_every_process(hash_seed):
     """Nothing depends on how sets of strings iterate, or on addresses."""
-    script = Path(__file__).with_name("world.py")
-    done = subprocess.run(
-        [sys.executable, script, "2"], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, timeout=60, check=True
-    )
+    command = [sys.executable, "-m", "parley_simulation.world", "2"]
+    environ = {"PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == run_world(2).digest

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import world
-from processes import BrokenError
-from store_judge import Tables
-from store_world import run_seed
-from world import World, run_world
 
+from parley_simulation import world
+from parley_simulation.processes import BrokenError
+from parley_simulation.store_judge import Tables
+from parley_simulation.store_world import run_seed
+from parley_simulation.world import World, run_world
 from services.gateway.config import GatewaySettings
 from services.router.recipients import Group
 from services.store import decide, memory, rows, seen_keys, state

@@ -3,12 +3,11 @@
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from store_world import Report, run_seed
 
 from chassis.testing import faults
+from parley_simulation.store_world import Report, run_seed
 from services.store.config import StoreSettings
 
 SEEDS = range(50)
@@ -49,10 +48,9 @@ def test_equal_seeds_give_equal_traces():
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_a_seed_means_the_same_in_another_process(hash_seed):
     """Nothing depends on how sets of strings iterate, or on addresses."""
-    script = Path(__file__).with_name("store_world.py")
-    done = subprocess.run(
-        [sys.executable, script, "3"], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, timeout=60, check=True
-    )
+    command = [sys.executable, "-m", "parley_simulation.store_world", "3"]
+    environ = {"PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == run_seed(3, keep_trace=True).digest
 
 

@@ -1,23 +1,19 @@
 """The whole system in one process: engines, stores, router and gateways joined in memory, and devices that use the SDK.
 
-`python world.py SEED` runs one seed with its whole trace.
+`python -m parley_simulation.world SEED` runs one seed with its whole trace.
 """
 
 import asyncio
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 import grpc.aio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from devices import CALM, Crowd, SimulatedDevice
-from network import Endpoint
-from processes import BrokenError, Incarnation, Simulation, hash_of, open_fresh_timeline, open_simulation
 from prometheus_client import CollectorRegistry
-from store_judge import Tables, differences, judge_events, judge_inboxes, judge_watermarks, timelines_of
-from store_world import QUIET_SECONDS, RUN_LIMIT_SECONDS, jump_walls, read_all, replay, tiny_settings
 
 from chassis.inprocess import InProcessServer
 from chassis.registry import Instance
@@ -29,6 +25,11 @@ from parley_checker.history import Device, entry_of
 from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from parley_simulation.devices import CALM, Crowd, SimulatedDevice
+from parley_simulation.network import Endpoint
+from parley_simulation.processes import BrokenError, Incarnation, Simulation, hash_of, open_fresh_timeline, open_simulation
+from parley_simulation.store_judge import Tables, differences, judge_events, judge_inboxes, judge_watermarks, timelines_of
+from parley_simulation.store_world import QUIET_SECONDS, RUN_LIMIT_SECONDS, jump_walls, read_all, replay, tiny_settings
 from services.gateway.app import open_gateway
 from services.gateway.config import GatewaySettings
 from services.gateway.tokens import KeyRing, TokenVerifier, verifying_key
@@ -47,7 +48,9 @@ LAST_ACKS_SECONDS = 60.0  # for the last watermarks to reach everybody
 USERS = ("alice", "bob", "carol")
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 # A device's rate and frame are small, so that Retry is an everyday thing; so are groups.
-GATEWAY_SETTINGS = GatewaySettings(commands_per_second=2, commands_burst=3, commands_per_frame=3, group_members=2)
+GATEWAY_SETTINGS = GatewaySettings.model_validate(
+    {"commands_per_second": 2, "commands_burst": 3, "commands_per_frame": 3, "group_members": 2}
+)
 
 
 @dataclass
@@ -94,8 +97,7 @@ class World:
         services = [simulation.keep_running(f"store-{n}", self._run_store) for n in range(STORES)]
         services.append(simulation.keep_running("router", self._run_router))
         services += [
-            simulation.keep_running(f"gateway-{n}", lambda process, n=n: self._run_gateway(process, self._public[n]))
-            for n in range(GATEWAYS)
+            simulation.keep_running(f"gateway-{n}", partial(self._run_gateway, endpoint=self._public[n])) for n in range(GATEWAYS)
         ]
         services += [simulation.keep_running(one.device.device_id, one.run) for one in self.devices]
         return await simulation.run(*services, until=self._drive())
@@ -191,7 +193,7 @@ class World:
         simulation, server = self.simulation, InProcessServer()
 
         @asynccontextmanager
-        async def open_gateway_channel(instance: Instance):
+        async def open_gateway_channel(instance: Instance) -> AsyncIterator[grpc.aio.Channel]:
             link = simulation.faults.stream(f"link {process.name} to {instance.address}")
             async with self._internal[instance.address].connect(process.name, link, keepalive=True) as channel:
                 yield channel
@@ -238,7 +240,7 @@ class World:
                     await gateway.wait_failed()
 
     @asynccontextmanager
-    async def _connect(self, endpoint: Endpoint, process: Incarnation, to: str):
+    async def _connect(self, endpoint: Endpoint, process: Incarnation, to: str) -> AsyncIterator[grpc.aio.Channel]:
         link = self.simulation.faults.stream(f"link {process.name} to {to}")
         async with endpoint.connect(process.name, link, keepalive=True) as channel:
             checked: grpc.aio.Channel = channel

@@ -1,28 +1,26 @@
 """Ways to break delivery, one rule at a time: each must be found by the simulation of the whole system."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
-
-import pytest
-from store_mutations import Mutation
 
 from chassis.eventlog import LogBatch, LogEntry, LogUnavailableError
 from parley_client.outbox_state import OutboxState
 from parley_client.timelines import Timelines
 from parley_protocol import digests
+from parley_simulation.store_mutations import Mutation, Patch
 from services.gateway.acks import AckMerger
 from services.gateway.log_writer import Lane
 from services.gateway.session import Session
 from services.router.route import Router
 from services.store import decide, sync
 
-Patch = pytest.MonkeyPatch
 mutations: dict[str, Mutation] = {}
 # Mutations that show only while nobody reconnects: Sync repairs what they break.
 show_in_calm = {"the router commits what it has queued, before it is delivered"}
 
 
-def mutation(name: str) -> Any:
+def mutation(name: str) -> Callable[[Mutation], Mutation]:
     """Register a mutation under what it does."""
 
     def register(function: Mutation) -> Mutation:
@@ -58,7 +56,7 @@ def _(patch: Patch) -> None:
             except LogUnavailableError:
                 return  # taken, as it were
 
-        self._log.append = once  # type: ignore[method-assign]
+        self._log.append = once  # type: ignore[method-assign, assignment]
         try:
             await original(self, batch)
         finally:

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from network import Endpoint
-from processes import Incarnation, Simulation
-
 from parley.api.v1 import events_pb2
 from parley.api.v1.commands_pb2 import Command, Role
 from parley_checker.history import Answered, Device, History, Shown, asked_of, entry_of
 from parley_client import Client, ClientError, ClientOptions, MemoryStore, RejectedError, Ticket, open_client
 from parley_client.store import Change, Kept
 from parley_protocol.ids import direct_conversation_id, group_conversation_id
+from parley_simulation.network import Endpoint
+from parley_simulation.processes import Incarnation, Simulation
 from services.gateway.keys import mint_token
 
 TOKEN_SECONDS = 400 * 24 * 3600.0

@@ -2,21 +2,29 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
-
-import pytest
+from typing import Any, Protocol
 
 from chassis.eventlog import LogBatch
 from chassis.testing.faulty_log import FaultyConsumer
 from chassis.testing.virtual_loop import START_WALL_MS
 from parley.api.v1.commands_pb2 import SendMessage
-from services.store import apply, decide, membership, rows
+from services.store import apply, decide, encoding, membership, rows
 from services.store.apply import Applier
 from services.store.decide import Known
 from services.store.memory import Loaded, PartitionMemory
 from services.store.state import ConversationState, Member
 
-Patch = pytest.MonkeyPatch
+
+class Patch(Protocol):
+    """What applies a mutation and takes it back: pytest's MonkeyPatch."""
+
+    def setattr(self, target: Any, name: str, value: Any) -> None:
+        """Give the target's attribute another value until the run ends."""
+
+    def setitem(self, dic: Any, name: Any, value: Any) -> None:
+        """Give a key another value until the run ends."""
+
+
 Mutation = Callable[[Patch], None]
 mutations: dict[str, Mutation] = {}
 
@@ -56,7 +64,7 @@ def _(patch: Patch) -> None:
 
 @mutation("another payload under the same request_id is answered as the first")
 def _(patch: Patch) -> None:
-    patch.setattr(decide.encoding, "payload_hash", lambda *args: b"always the same.")
+    patch.setattr(encoding, "payload_hash", lambda *args: b"always the same.")
 
 
 @mutation("offsets are committed before the write")

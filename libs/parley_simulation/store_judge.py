@@ -3,8 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from store_workload import Workload
+from typing import Any
 
 from chassis.errors import reason_of
 from chassis.timeline import Point
@@ -15,6 +14,7 @@ from parley.store.v1.rows_pb2 import HeadRow, InboxRow, MemberRow
 from parley_checker.history import Answered, Device, Entry, entry_of
 from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
+from parley_simulation.store_workload import Workload
 from services.store import rows
 
 Tables = Mapping[Point, tuple[int, bytes]]
@@ -108,7 +108,11 @@ def _told(point: Point, tables: Tables) -> str:
     if point not in tables:
         return "nothing"
     stamp, value = tables[point]
-    kinds = {rows.TIMELINE: Event, rows.INBOX: InboxRow, rows.STATE: HeadRow if point.key == rows.HEAD_KEY else MemberRow}
+    kinds: dict[str, Any] = {
+        rows.TIMELINE: Event,
+        rows.INBOX: InboxRow,
+        rows.STATE: HeadRow if point.key == rows.HEAD_KEY else MemberRow,
+    }
     kind = kinds.get(point.table)
     return f"at {stamp} {' '.join(str(kind.FromString(value) if kind else value.hex()).split())}"
 

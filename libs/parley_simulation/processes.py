@@ -139,10 +139,11 @@ class Simulation:
 
     async def run(self, *services: Coroutine[Any, Any, None], until: Awaitable[T]) -> T:
         """Run services (`keep_running`) until the awaitable ends. Raises BrokenError if a service ends or logs an exception."""
-        drive = asyncio.ensure_future(until)
+        drive: asyncio.Future[T] = asyncio.ensure_future(until)
         running = [asyncio.create_task(service) for service in services]
         try:
-            await asyncio.wait((drive, self.bug, *running), return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [drive, self.bug, *running]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if self.bug.done():
                 raise BrokenError("a service logged an exception") from self.bug.exception()
             for task in running:
@@ -150,7 +151,8 @@ class Simulation:
                     task.result()
             return drive.result()
         finally:
-            for task in (drive, *running):
+            drive.cancel()
+            for task in running:
                 task.cancel()
             await asyncio.gather(drive, *running, return_exceptions=True)
 

@@ -1,19 +1,16 @@
 """The store alone: live workers on one log and one set of tables, fed with records, judged by what they wrote and published.
 
-`python store_world.py SEED` runs one seed with its whole trace.
+`python -m parley_simulation.store_world SEED` runs one seed with its whole trace.
 """
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from random import Random
 
-from processes import BrokenError, Incarnation, NotingTimeline, Simulation, hash_of, open_fresh_timeline, open_simulation
 from prometheus_client import CollectorRegistry
-from store_judge import Story, judge_store
-from store_workload import Workload
 
 from chassis.eventlog import EventLog, LogBatch, LogEntry, LogRecord, LogUnavailableError, partition_for
 from chassis.testing.faults import LATE_SECONDS_MAX, PAUSE_SECONDS_MAX, RATES, WALL_JUMP
@@ -21,6 +18,17 @@ from chassis.testing.virtual_loop import VirtualLoop, run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch, EventRecord
 from parley_checker.history import Device
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from parley_simulation.processes import (
+    BrokenError,
+    Incarnation,
+    NotingTimeline,
+    Simulation,
+    hash_of,
+    open_fresh_timeline,
+    open_simulation,
+)
+from parley_simulation.store_judge import Story, judge_store
+from parley_simulation.store_workload import Workload
 from services.store.app import open_store
 from services.store.apply import Applier
 from services.store.config import StoreSettings
@@ -145,10 +153,12 @@ class StoreWorld:
 class _Unheard:
     """The log of a replay: what is published again goes nowhere."""
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, log: EventLog) -> None:
+        self.epoch = log.epoch
+        self.partition_count = log.partition_count
+        self.open_consumer = log.open_consumer
 
-    async def append(self, topic: str, partition: int, entries: list[LogEntry]) -> None:
+    async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:
         """Forget it."""
 
 
@@ -181,7 +191,7 @@ async def replay(
     """Apply the log from zero to empty tables, without faults, one record at a time."""
     applier = Applier(
         settings,
-        log=_Unheard(simulation.log.epoch),
+        log=_Unheard(simulation.log),
         timeline=fresh,
         recent=RecentEvents(settings.recent_bytes),
         clock=simulation.clock,
