@@ -91,7 +91,7 @@ def files(*suffixes: str) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if name not in NOT_OURS and Path(folder, name) != GENERATED)
         for name in sorted(names):
             path = Path(folder, name)
-            if name not in NOT_WRITTEN and (not suffixes or path.suffix in suffixes):
+            if name not in NOT_WRITTEN | NOT_OURS and (not suffixes or path.suffix in suffixes):
                 yield path
 
 
