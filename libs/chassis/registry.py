@@ -15,7 +15,8 @@ class Instance(NamedTuple):
 
     service: str
     instance_id: str
-    address: str
+    address: str  # where other services reach it
+    public_address: str = ""  # where those outside reach it, if they do
 
 
 class Epoch(NamedTuple):

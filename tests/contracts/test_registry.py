@@ -13,7 +13,7 @@ from chassis.registry import Epoch, Holder, Instance, Registry, RegistrySession
 T = TypeVar("T")
 
 DEADLINE_SECONDS = 30.0  # some registries take their time to notice a failed health check, and to free its locks
-G1 = Instance("gateway", "g1", "127.0.0.1:1001")
+G1 = Instance("gateway", "g1", "127.0.0.1:1001", "chat-1.example.org:443")
 G2 = Instance("gateway", "g2", "127.0.0.1:1002")
 S1 = Instance("store", "s1", "127.0.0.1:2001")
 
