@@ -1,6 +1,6 @@
 """Settings from the environment, checked as a whole before anything starts."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -8,6 +8,10 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 
 ROOT_PREFIX: Final = "PARLEY_"
 TSettings = TypeVar("TSettings", bound=BaseSettings)
+
+
+# What client commands read: in a shell that has them set, a server starts all the same.
+CLIENT_VARIABLES: Final = frozenset({"PARLEY_DATA_DIR", "PARLEY_SERVER", "PARLEY_TOKEN"})
 
 
 class ConfigError(Exception):
@@ -18,13 +22,53 @@ class ConfigError(Exception):
         self.problems = problems
 
 
+class Settings:
+    """All settings of a process, by class."""
+
+    def __init__(self, by_class: Mapping[type[BaseSettings], BaseSettings]) -> None:
+        self._by_class = by_class
+
+    def __getitem__(self, cls: type[TSettings]) -> TSettings:
+        settings = self._by_class[cls]
+        assert isinstance(settings, cls)
+        return settings
+
+
+def load_all_settings(classes: Collection[type[BaseSettings]], environ: Mapping[str, str]) -> Settings:
+    """Make all settings of a process. Raises ConfigError that lists every bad key of all classes at once.
+
+    A variable that begins with PARLEY_, names no field of any class and is nothing that clients read is bad.
+    """
+    problems: list[str] = []
+    loaded: dict[type[BaseSettings], BaseSettings] = {}
+    for cls in classes:
+        try:
+            loaded[cls] = load_settings(cls, environ)
+        except ConfigError as error:
+            problems += error.problems
+    known = {_prefix(cls) + name.upper() for cls in classes for name in cls.model_fields} | CLIENT_VARIABLES
+    prefixes = tuple(_prefix(cls) for cls in classes if _prefix(cls) not in ("", ROOT_PREFIX))  # load_settings looked at those
+    problems += [
+        f"{key}: no such setting"
+        for key in environ
+        if key.startswith(ROOT_PREFIX) and key not in known and not key.startswith(prefixes)
+    ]
+    if problems:
+        raise ConfigError(sorted(problems))
+    return Settings(loaded)
+
+
+def _prefix(cls: type[BaseSettings]) -> str:
+    return str(cls.model_config.get("env_prefix", "")).upper()
+
+
 def load_settings(cls: type[TSettings], environ: Mapping[str, str]) -> TSettings:
     """Make settings from an environment and nothing else. Raises ConfigError that lists every bad key at once.
 
     The keys are the class's `env_prefix` and a field's name in capitals; lists and mappings are JSON. A key with the class's own
     prefix that names no field is bad (a typing error would otherwise pass unnoticed), unless the prefix is the one that all share.
     """
-    prefix = str(cls.model_config.get("env_prefix", "")).upper()
+    prefix = _prefix(cls)
     known = {prefix + name.upper(): name for name in cls.model_fields}
     problems = [f"{key}: no such setting" for key in environ if prefix not in ("", ROOT_PREFIX) and _is_strange(key, prefix, known)]
     values, unreadable = _read(cls, environ)

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from chassis.addresses import is_loopback
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_cli.connection import Connection
 from parley_cli.failures import CommandError
 from parley_cli.rendering import harmless
 from parley_client import CallError, channels_to
-from services.gateway.config import is_loopback
 
 Metadata = tuple[tuple[str, str], ...]
 

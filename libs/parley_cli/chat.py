@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from chassis.first_of import first_of
 from chassis.tasks import open_tasks
 from parley_cli.calls import REACH_SECONDS, unreachable
 from parley_cli.chat_commands import NotUnderstoodError
@@ -17,7 +18,6 @@ from parley_cli.chat_screen import PlainScreen, TerminalScreen, open_screen
 from parley_cli.chat_session import Chat
 from parley_cli.connection import Connection, connection_options, device_option, examples, user_id
 from parley_cli.failures import CommandError, SetupError
-from parley_cli.first_of import first_of
 from parley_client import Client, SignedOffError, SqliteStore, StoreError, StoreInUseError, StoreMismatchError, open_client
 
 _TERMINATED = 128 + signal.SIGTERM  # as shells report it

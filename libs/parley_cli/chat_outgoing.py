@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from parley_cli.first_of import first_of
+from chassis.first_of import first_of
 from parley_client import Client, ClientError, OutboxFullError, Ticket
 
 _OUTCOME_SECONDS = 10.0  # for the next outcome: beyond that nothing moves

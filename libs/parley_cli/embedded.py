@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry
 
 from chassis.clock import Clock, SystemClock
 from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
+from chassis.first_of import first_of
 from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.registry import Instance
 from chassis.server import open_server
 from chassis.transport import TlsFiles
-from parley_cli.first_of import first_of
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
 from services.gateway.app import Gateway, open_gateway, open_verifier
 from services.gateway.config import GatewaySettings

@@ -8,19 +8,19 @@ import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Literal, TypeVar
 
 import click
 from prometheus_client import CollectorRegistry, ProcessCollector
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from chassis.app import Stop, allow_open_files, run
-from chassis.config import ROOT_PREFIX, ConfigError, load_settings
+from chassis.addresses import is_loopback
+from chassis.app import Stop, allow_open_files, prefer_throughput, run
+from chassis.config import ConfigError, load_all_settings
 from chassis.embedded import DataFolderError
 from chassis.eventlog import LogUnavailableError
+from chassis.first_of import first_of
 from chassis.logs import configure_logging
 from chassis.metrics import open_metrics_server
+from chassis.process_config import ProcessSettings
 from chassis.server import BindError
 from chassis.sqlite import StorageError
 from chassis.timeline import TimelineUnavailableError
@@ -29,37 +29,14 @@ from parley_cli.connection import DEFAULT_ADDRESS, data_option, examples
 from parley_cli.data_dir import default_data_dir
 from parley_cli.embedded import EmbeddedSettings, Running, open_embedded
 from parley_cli.failures import SetupError
-from parley_cli.first_of import first_of
-from services.gateway.config import GatewaySettings, is_address, is_loopback
+from services.gateway.config import GatewaySettings
 from services.gateway.keys import KeyFileError
 from services.gateway.tokens import KeysFileError
-
-S = TypeVar("S", bound=BaseSettings)
-
-# What commands other than `up` read: in a shell that has them set, a server starts all the same.
-_CLIENT_VARIABLES = frozenset({"PARLEY_DATA_DIR", "PARLEY_SERVER", "PARLEY_TOKEN"})
 
 # What a server that can't begin says why; once it serves, none of these comes up here.
 _UNUSABLE = (
     BindError, DataFolderError, KeyFileError, KeysFileError, LogUnavailableError, StorageError, TimelineUnavailableError, TlsError,
 )  # fmt: skip
-
-
-class UpSettings(BaseSettings):
-    """What concerns the process and no single service."""
-
-    model_config = SettingsConfigDict(env_prefix="PARLEY_", frozen=True)
-
-    metrics_listen: str = Field("", description="Where Prometheus finds /metrics; empty: nowhere.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="What is logged, to stderr.")
-    log_json: bool = Field(False, description="Log JSON lines, for machines.")
-
-    @field_validator("metrics_listen")
-    @classmethod
-    def _check_address(cls, address: str) -> str:
-        if address and not is_address(address):
-            raise ValueError(f"{address!r} is not host:port")
-        return address
 
 
 @click.command(
@@ -107,36 +84,16 @@ def up(data_dir: Path, log_json: bool, **flags: str | None) -> None:
         raise SetupError(f"{error}.") from error
 
 
-def read_settings(environ: Mapping[str, str]) -> tuple[UpSettings, GatewaySettings]:
+def read_settings(environ: Mapping[str, str]) -> tuple[ProcessSettings, GatewaySettings]:
     """Read all settings. Raises SetupError that names every bad key at once."""
-    problems: list[str] = []
-
-    def load(cls: type[S]) -> S | None:
-        try:
-            return load_settings(cls, environ)
-        except ConfigError as error:
-            problems.append(str(error))
-            return None
-
-    settings, gateway_settings = load(UpSettings), load(GatewaySettings)
-    known = {f"{ROOT_PREFIX}{name.upper()}" for name in UpSettings.model_fields} | _CLIENT_VARIABLES
-    own = (key for key in environ if key.startswith(ROOT_PREFIX) and not key.startswith("PARLEY_GATEWAY_"))
-    problems += [f"{key}: no such setting" for key in own if key not in known]
-    if settings is None or gateway_settings is None or problems:
-        raise SetupError("\n".join(problems))
-    return settings, gateway_settings
+    try:
+        settings = load_all_settings((ProcessSettings, GatewaySettings), environ)
+    except ConfigError as error:
+        raise SetupError(str(error)) from error
+    return settings[ProcessSettings], settings[GatewaySettings]
 
 
-def prefer_throughput() -> None:
-    """Ask for longer time slices: fewer preemptions while a batch is under way (docs/performance.md has the measurement)."""
-    if hasattr(os, "sched_setscheduler"):
-        try:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        except PermissionError:  # a container may forbid it: the server is slower, not wrong
-            return
-
-
-async def serve(stop: Stop, settings: UpSettings, services: EmbeddedSettings, data_dir: Path) -> None:
+async def serve(stop: Stop, settings: ProcessSettings, services: EmbeddedSettings, data_dir: Path) -> None:
     """Serve until told to stop, then drain. Raises what ended a service meanwhile."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)  # memory, CPU, open files

@@ -1,32 +1,15 @@
 """A gateway's settings, from the environment: PARLEY_GATEWAY_<NAME>."""
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from chassis.addresses import is_address, is_loopback
 from parley_protocol.limits import DEFAULT_MEMBER_CAP, RULES, RULES_VERSION
 
 _FRAME_OVERHEAD_BYTES = 1024  # ids, numbers and tags around the largest action
-
-
-def is_address(text: str) -> bool:
-    """Tell whether a text is `host:port` (or `[v6]:port`)."""
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isascii() and port.isdecimal() and int(port) <= 0xFFFF
-
-
-def is_loopback(address: str) -> bool:
-    """Tell whether `host:port` (or `[v6]:port`) can be reached from this machine only."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name: who knows
 
 
 class GatewaySettings(BaseSettings):

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from chassis.addresses import is_loopback
 from chassis.config import ConfigError, load_settings
-from services.gateway.config import GatewaySettings, is_loopback
+from services.gateway.config import GatewaySettings
 
 TLS: dict[str, Any] = {"tls_certificate_file": Path("cert.pem"), "tls_key_file": Path("key.pem")}
 KEYS: dict[str, Any] = {"token_keys_file": Path("keys.json")}
