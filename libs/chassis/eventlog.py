@@ -72,6 +72,9 @@ class EventLog(Protocol):
         when it is opened refuses to open (LogUnavailableError). ValueError: the topic was not declared.
         """
 
+    async def ping(self) -> None:
+        """Return when the log has given a sign of life. Raises LogUnavailableError: reading or appending would fail now."""
+
     async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:
         """Append in order; on return all of it is durable as the topic promises (`parley.commands`: survives power loss) and
         visible to consumers. Calls for one partition that overlap are appended in the order they were made.

@@ -90,6 +90,10 @@ class SqliteLog:
     async def partition_count(self, topic: str) -> int:
         return len(self._partitions_of(topic))
 
+    async def ping(self) -> None:
+        if self._tables.trouble is not None:
+            raise LogUnavailableError(str(self._tables.trouble))
+
     async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:
         log_partition = self._partitions_of(topic)[partition]
         consumers = self._consumers[topic]

@@ -13,7 +13,7 @@ class ProcessSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PARLEY_", frozen=True)
 
-    metrics_listen: str = Field("", description="Where Prometheus finds /metrics; empty: nowhere.")
+    metrics_listen: str = Field("", description="Where Prometheus finds /metrics, and others /healthz and /livez; empty: nowhere.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="What is logged, to stderr.")
     log_json: bool = Field(False, description="Log JSON lines, for machines.")
 

@@ -13,6 +13,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from chassis.handlers import GuardedGenericHandler, Handler, RunningHandlers, guard_methods
+from chassis.readiness import Readiness
+from chassis.tasks import open_tasks
 from chassis.transport import SERVER_MAX_RECEIVE_BYTES, TlsFiles, server_credentials, server_options
 
 Register = Callable[[grpc.aio.Server], None]
@@ -33,6 +35,13 @@ class RunningServer:
         self.services = tuple(services)
         self._health = health_servicer
 
+    async def follow(self, readiness: Readiness) -> None:
+        """Tell health checks what readiness says, until cancelled."""
+        while True:
+            ready = readiness.ready
+            await self.set_serving(ready)
+            await readiness.wait_until(not ready)
+
     async def set_serving(self, serving: bool) -> None:
         """Tell health checks whether new calls are welcome, for the server ("") and each service. Calls are served either way."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -46,12 +55,14 @@ async def open_server(
     bind: str,
     register: Register,
     tls: TlsFiles | None = None,
+    readiness: Readiness | None = None,
     max_receive_bytes: int = SERVER_MAX_RECEIVE_BYTES,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
 ) -> AsyncIterator[RunningServer]:
     """Serve what `register` adds, plus health and reflection, on `bind` (host:port, port 0: a free one).
 
     Leaving refuses new calls, gives running ones `stop_grace_seconds`, then cancels them. Raises BindError, TlsError.
+    Health follows `readiness`; without it, it says SERVING until told otherwise.
     """
     host, port = split_bind(bind)
     inner = grpc.aio.server(options=server_options(max_receive_bytes))
@@ -68,7 +79,12 @@ async def open_server(
     try:
         port = _bind(inner, bind, tls)
         await inner.start()
-        yield RunningServer(f"{host}:{port}", running_services, health_servicer)
+        running = RunningServer(f"{host}:{port}", running_services, health_servicer)
+        async with open_tasks("health") as tasks:
+            if readiness is not None:
+                await running.set_serving(readiness.ready)
+                tasks.spawn(running.follow(readiness), name="follow")
+            yield running
     finally:
         await health_servicer.enter_graceful_shutdown()
         await _stop(inner, server.handlers, stop_grace_seconds)

@@ -17,6 +17,7 @@ from chassis.clock import Clock, SystemClock
 from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
 from chassis.first_of import first_of
 from chassis.inprocess import InProcessChannel, InProcessServer
+from chassis.readiness import PROCESS, Readiness
 from chassis.registry import Instance
 from chassis.server import open_server
 from chassis.transport import TlsFiles
@@ -122,7 +123,7 @@ class Running:
 
 @asynccontextmanager
 async def open_embedded(
-    settings: EmbeddedSettings, data_dir: Path, *, metrics: CollectorRegistry, rng: random.Random
+    settings: EmbeddedSettings, data_dir: Path, *, metrics: CollectorRegistry, readiness: Readiness, rng: random.Random
 ) -> AsyncIterator[Running]:
     """Serve devices from a data folder; leaving drains. Raises what engines, keys, TLS files and addresses are refused with."""
     clock = SystemClock()
@@ -134,13 +135,16 @@ async def open_embedded(
                 bind=settings.gateway.listen,
                 register=services.gateway.register_public,
                 tls=_tls_of(settings.gateway),
+                readiness=readiness,
                 max_receive_bytes=settings.gateway.frame_bytes,
             ) as server,
         ):
+            readiness.watch(services.store.probes)  # the others stand on the same files
+            await readiness.wait_until(True)
             try:
                 yield Running(server.address, services)
             finally:
-                await server.set_serving(False)
+                readiness.report(PROCESS, "draining")
                 await services.gateway.drain()
 
 

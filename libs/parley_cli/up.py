@@ -21,6 +21,7 @@ from chassis.first_of import first_of
 from chassis.logs import configure_logging
 from chassis.metrics import open_metrics_server
 from chassis.process_config import ProcessSettings
+from chassis.readiness import open_readiness
 from chassis.server import BindError
 from chassis.sqlite import StorageError
 from chassis.timeline import TimelineUnavailableError
@@ -98,11 +99,13 @@ async def serve(stop: Stop, settings: ProcessSettings, services: EmbeddedSetting
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)  # memory, CPU, open files
     async with AsyncExitStack() as stack:
-        metrics_address = ""
+        metrics_address, readiness = "", await stack.enter_async_context(open_readiness())
         if settings.metrics_listen:
-            metrics = await stack.enter_async_context(open_metrics_server(settings.metrics_listen, registry))
+            metrics = await stack.enter_async_context(open_metrics_server(settings.metrics_listen, registry, readiness))
             metrics_address = metrics.address
-        running = await stack.enter_async_context(open_embedded(services, data_dir, metrics=registry, rng=random.Random()))
+        running = await stack.enter_async_context(
+            open_embedded(services, data_dir, metrics=registry, readiness=readiness, rng=random.Random())
+        )
         click.echo(announcement(running, metrics_address, services.gateway, data_dir))
         await first_of(stop.wait(), running.services.wait_failed())
         click.echo("stopping")

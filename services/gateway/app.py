@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from chassis.clock import Clock
 from chassis.eventlog import EventLog
+from chassis.readiness import Probe
 from chassis.tasks import Tasks, open_tasks
 from parley.api.v1.messaging_service_pb2 import DESCRIPTOR
 from parley.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
@@ -39,8 +40,9 @@ class Gateway:
 
     def __init__(
         self, instance_id: str, settings: GatewaySettings, streams: Streams, acks: AckMerger, writer: LogWriter,
-        device_streams: DeviceStreams, calls: Calls, rpc: GatewayRpc, tasks: Tasks,
+        device_streams: DeviceStreams, calls: Calls, rpc: GatewayRpc, tasks: Tasks, log: EventLog,
     ) -> None:  # fmt: skip
+        self.probes: Mapping[str, Probe] = {"log": log.ping}  # what a gateway can't work without
         self.instance_id = instance_id
         self._settings = settings
         self._streams = streams
@@ -112,7 +114,7 @@ async def open_gateway(
         tasks.spawn(_sweep(settings, streams, writer, verifier, clock), name="sweep")
         rpc = GatewayRpc(directory, counted)
         try:
-            yield Gateway(instance_id, settings, streams, acks, writer, device_streams, calls, rpc, tasks)
+            yield Gateway(instance_id, settings, streams, acks, writer, device_streams, calls, rpc, tasks, log)
         finally:
             rpc.close()
             acks.close()

@@ -1,7 +1,7 @@
 """The router's composition."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from chassis.clock import Clock
 from chassis.errors import InvalidArgument
 from chassis.eventlog import EventLog
+from chassis.readiness import Probe
 from chassis.registry import Registry
 from chassis.tasks import Tasks, open_tasks
 from parley.router.v1.router_service_pb2 import ListOnlineRequest, ListOnlineResponse
@@ -42,9 +43,10 @@ class RouterRpc(RouterServiceServicer):
 class RouterService:
     """A running router; made by `open_router`."""
 
-    def __init__(self, rpc: RouterRpc, tasks: Tasks) -> None:
+    def __init__(self, rpc: RouterRpc, tasks: Tasks, log: EventLog) -> None:
         self._rpc = rpc
         self._tasks = tasks
+        self.probes: Mapping[str, Probe] = {"log": log.ping}  # what a router can't work without
 
     def register(self, server: Any) -> None:
         """Add RouterService to a server, real or in process."""
@@ -76,4 +78,4 @@ async def open_router(
         store = StoreServiceStub(store_channel)
         router = Router(settings, log=log, links=links, store=store, clock=clock, metrics=router_metrics, rng=rng)
         tasks.spawn(router.run(tasks), name="route")
-        yield RouterService(RouterRpc(links), tasks)
+        yield RouterService(RouterRpc(links), tasks, log)

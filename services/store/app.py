@@ -1,7 +1,7 @@
 """The store's composition: what runs, and in which order it stops."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,14 +9,16 @@ from prometheus_client import CollectorRegistry
 
 from chassis.clock import Clock
 from chassis.eventlog import EventLog
+from chassis.readiness import Probe
 from chassis.tasks import Tasks, open_tasks
-from chassis.timeline import Timeline
+from chassis.timeline import Point, Timeline
 from parley.store.v1.store_service_pb2_grpc import add_StoreServiceServicer_to_server
 from services.store.apply import Applier
 from services.store.config import StoreSettings
 from services.store.metrics import StoreMetrics
 from services.store.reads import Reader
 from services.store.recent import RecentEvents
+from services.store.rows import HEAD_KEY, STATE
 from services.store.rpc import StoreRpc
 from services.store.sync import Syncer
 
@@ -24,9 +26,15 @@ from services.store.sync import Syncer
 class Store:
     """A running store; made by `open_store`."""
 
-    def __init__(self, rpc: StoreRpc, tasks: Tasks) -> None:
+    def __init__(self, rpc: StoreRpc, tasks: Tasks, log: EventLog, timeline: Timeline) -> None:
         self._rpc = rpc
         self._tasks = tasks
+        self._timeline = timeline
+        self.probes: Mapping[str, Probe] = {"log": log.ping, "tables": self._read}  # what a store can't work without
+
+    async def _read(self) -> None:
+        """Read a row that nobody writes."""
+        await self._timeline.read_points([Point(STATE, "-", HEAD_KEY)])
 
     def register(self, server: Any) -> None:
         """Add StoreService to a server, real or in process."""
@@ -49,4 +57,4 @@ async def open_store(
     rpc = StoreRpc(reader, Syncer(timeline, reader), clock, store_metrics)
     async with open_tasks("store") as tasks:
         tasks.spawn(applier.run(tasks), name="apply")
-        yield Store(rpc, tasks)
+        yield Store(rpc, tasks, log, timeline)

@@ -54,6 +54,11 @@ async def assert_nothing_to_poll(consumer: LogConsumer) -> None:
             await consumer.poll(100)
 
 
+async def test_a_log_that_serves_gives_a_sign_of_life(log: EventLog) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await log.ping()
+
+
 @both_topics
 async def test_records_come_back_whole_and_in_order(log: EventLog, topic: str) -> None:
     written = [LogEntry(b"", b""), LogEntry(bytes(range(256)), b"\x00\xff"), LogEntry(b"k", b"x" * 1_000_000), *entries("last")]

@@ -5,6 +5,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from chassis.metrics import open_metrics_server
+from chassis.readiness import open_readiness
 from chassis.server import BindError
 
 
@@ -19,10 +20,16 @@ async def ask(address, request):
 
 
 @pytest.fixture
-async def address():
+async def readiness():
+    async with open_readiness() as readiness:
+        yield readiness
+
+
+@pytest.fixture
+async def address(readiness):
     registry = CollectorRegistry()
     Counter("things", "What was counted.", registry=registry).inc(3)
-    async with open_metrics_server("127.0.0.1:0", registry) as running:
+    async with open_metrics_server("127.0.0.1:0", registry, readiness) as running:
         yield running.address
 
 
@@ -40,7 +47,14 @@ async def test_a_scraper_may_ask_for_openmetrics(address):
 
 
 @pytest.mark.parametrize(
-    ("request_line", "status"), [(b"GET / HTTP/1.1", b"404"), (b"POST /metrics HTTP/1.1", b"405"), (b"x", b"404"), (b"", b"404")]
+    ("request_line", "status"),
+    [
+        (b"GET / HTTP/1.1", b"404"),
+        (b"POST /metrics HTTP/1.1", b"405"),
+        (b"POST /healthz HTTP/1.1", b"405"),
+        (b"x", b"404"),
+        (b"", b"404"),
+    ],
 )
 async def test_anything_else_is_refused(address, request_line, status):
     assert (await ask(address, request_line + b"\r\n\r\n")).split()[1] == status
@@ -61,8 +75,8 @@ async def test_garbage_and_who_says_nothing_do_not_hurt_others(address):
     await silent.wait_closed()
 
 
-async def test_leaving_ends_what_is_being_served():
-    async with open_metrics_server("127.0.0.1:0", CollectorRegistry()) as running:
+async def test_leaving_ends_what_is_being_served(readiness):
+    async with open_metrics_server("127.0.0.1:0", CollectorRegistry(), readiness) as running:
         host, port = running.address.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /met")
@@ -75,7 +89,7 @@ async def test_leaving_ends_what_is_being_served():
 
 
 @pytest.mark.parametrize("port", ["taken", "70000", "x"])
-async def test_an_address_that_can_not_be_bound_is_named(address, port):
+async def test_an_address_that_can_not_be_bound_is_named(address, readiness, port):
     bind = address if port == "taken" else f"127.0.0.1:{port}"
     with pytest.raises(BindError, match=bind):
-        await open_metrics_server(bind, CollectorRegistry()).__aenter__()
+        await open_metrics_server(bind, CollectorRegistry(), readiness).__aenter__()

@@ -60,6 +60,11 @@ class FaultyLog:
     async def partition_count(self, topic: str) -> int:
         return await self._inner.partition_count(topic)
 
+    async def ping(self) -> None:
+        if asyncio.get_running_loop().time() < self._engine.away_until:
+            raise LogUnavailableError("the engine is away")
+        await self._inner.ping()
+
     async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:
         await self._life.step(f"before append to {topic}")
         await self._engine.ask(self._append(topic, partition, list(entries)))
