@@ -13,7 +13,7 @@ export UV_CACHE_DIR := $(CURDIR)/build/uv
 PROTOS := $(shell find protos -name '*.proto')
 ARGS ?=
 
-.PHONY: help run test lint lint-style lint-types lint-protos format proto proto-release lock bench clean
+.PHONY: help run test lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ lock: $(READY) ## solve pyproject.toml into requirements.lock (ARGS=--upgrade: n
 
 bench: $(READY) ## measure 1-1 messages on this machine (docs/performance.md)
 	$(BIN)/parley bench messages --pairs 100 --window 8 --seconds 20 $(ARGS)
+
+engines: $(READY) ## start Kafka, Cassandra for ScyllaDB, and Consul on this machine (stop: .venv/bin/parley engines down)
+	$(BIN)/parley engines up $(ARGS)
 
 clean: ## remove .venv, build and caches; data folders stay
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,7 +10,7 @@ from parley_cli.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CALL = re.compile(r"(?:^|[`(/ ])parley ((?:up|chat|send|history|token|demo|bench)\b[^`\n]*)", re.MULTILINE)
+CALL = re.compile(r"(?:^|[`(/ ])parley ((?:up|chat|send|history|token|demo|bench|engines)\b[^`\n]*)", re.MULTILINE)
 
 
 def known(words: list[str]) -> set[str]:

@@ -1,0 +1,27 @@
+"""Run a command in a folder, and end it when the process that started it ends, however that ends.
+
+A file of its own that is run as `python -I leash.py PARENT FOLDER COMMAND...`; PARENT 0 means no leash. The kernel sends the signal
+(Linux: prctl(2), PR_SET_PDEATHSIG), and does so when the *thread* that started us ends: start engines from a thread that lives as
+long as they should. Elsewhere there is no leash, and `parley engines down` ends what a killed process left.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def main() -> None:
+    parent, folder, *command = sys.argv[1:]
+    if int(parent) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):  # it ended before we asked
+            sys.exit(1)
+    os.chdir(folder)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()
