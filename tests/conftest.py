@@ -16,6 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from engine_fixtures import engine_pids
+from engine_fixtures import engines as engines  # a fixture and a hook: pytest finds them here
+from engine_fixtures import pytest_collection_finish as pytest_collection_finish
 
 # Cheap and broad first: what breaks most is told soonest. Budgets in seconds are shown, never judged: machines differ.
 TIERS = {"repository": 15, "unit": 20, "contracts": 10, "simulation": 60, "rpc": 90, "system": 120}
@@ -121,7 +124,7 @@ def nothing_left_behind(request: pytest.FixtureRequest, clean_environment: None)
     for thread in threads() - threads_before:
         thread.join(max(0.0, deadline - time.monotonic()))
     left = [f"thread {thread.name}" for thread in threads() - threads_before if thread.is_alive()]
-    left += [f"process {pid}" for pid in children() - children_before]
+    left += [f"process {pid}" for pid in children() - children_before - engine_pids()]
     assert not left, f"left behind: {', '.join(sorted(left))}"
 
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 def run(folder: Path, source: str, **environ: str) -> str:
     """Run the source as a test file under our conftest and settings; return what pytest printed."""
-    shutil.copy(ROOT / "tests" / "conftest.py", folder)
+    for name in ("conftest.py", "engine_fixtures.py"):
+        shutil.copy(ROOT / "tests" / name, folder)
     file = folder / "test_it.py"
     file.write_text(source)
     command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", folder, "-p", "no:cacheprovider", file]
@@ -94,3 +95,25 @@ def test_a_wait_without_end_fails_where_it_waits(tmp_path):
     output = run(tmp_path, HANGS)
     assert "1 failed, 1 passed" in output
     assert "await asyncio.Event().wait()" in output
+
+
+NEEDS_AN_ENGINE = """
+import pytest
+
+@pytest.mark.engines("kafka")
+def test_needs_it(engines):
+    engines.address("kafka")
+
+def test_forgot_its_mark(engines):
+    with pytest.raises(LookupError, match="mark"):
+        engines.address("consul")
+"""
+
+
+def test_without_the_tools_for_an_engine_its_tests_do_not_run_and_say_so(tmp_path):
+    environ = {"PATH": "/nowhere", "JAVA_HOME": "", "XDG_CACHE_HOME": str(tmp_path)}
+    said = run(tmp_path, NEEDS_AN_ENGINE, **environ)
+    assert "1 passed, 1 skipped" in said
+    assert "kafka can't be had, its tests will not run" in said
+    assert "install Java 17" in said
+    assert "1 failed, 1 passed" in run(tmp_path, NEEDS_AN_ENGINE, CI="true", **environ)

@@ -34,17 +34,21 @@ class NativeEngines:
     tell: Tell
     leashed: bool = False  # they end when the thread that calls `up` ends, however it ends
 
-    def up(self, names: Iterable[str]) -> dict[str, Started]:
-        """Provision and start what does not run yet, and return once all of it answers. What fails to start is stopped again."""
+    def provision(self, names: Sequence[str]) -> None:
+        """Fetch and build what was not yet. Says all that is missing for it at once, before it begins."""
         engines = [ENGINES[name] for name in names]
         cache = default_cache_dir(self.environ)
         missing = [engine for engine in engines if provisioned(engine.recipe, cache) is None]
-        check_tools(
-            [tool for engine in engines for tool in engine.run_tools] + [tool for engine in missing for tool in engine.build_tools],
-            self.environ,
-        )
+        tools = [tool for engine in engines for tool in engine.run_tools]
+        check_tools(tools + [tool for engine in missing for tool in engine.build_tools], self.environ)
         for engine in missing:
             provision(engine.recipe, cache, self.environ, self.tell)
+
+    def up(self, names: Sequence[str]) -> dict[str, Started]:
+        """Provision and start what does not run yet, and return once all of it answers. What fails to start is stopped again."""
+        engines = [ENGINES[name] for name in names]
+        self.provision(names)
+        cache = default_cache_dir(self.environ)
         with locked(self.data):
             before = {name: started for name, started in read_state(self.data).items() if started.is_running()}
             try:

@@ -1,0 +1,98 @@
+"""Real engines for the tests of a run: provisioned before the first test, started when one first asks, stopped at the end.
+
+A test names what it needs by a mark and asks the fixture where it is:
+
+    @pytest.mark.engines("kafka")
+    async def test_...(engines: EnginesOfTheRun) -> None:
+        ... engines.address("kafka")
+
+All tests of a run share the engines: isolate by a topic prefix, keyspace or key prefix of one's own.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from parley_engines.errors import EngineError
+from parley_engines.native import ENGINES, NativeEngines, engines_of
+from parley_engines.state import Started
+
+ENVIRON = dict(os.environ)  # before tests get one of their own: the cache folder and the tools are the user's
+
+
+class EnginesOfTheRun:
+    """The engines that this run of pytest has."""
+
+    def __init__(self, engines: NativeEngines, missing: dict[str, str]) -> None:
+        self._engines = engines
+        self._missing = missing
+        self._started: dict[str, Started] = {}
+
+    def address(self, name: str) -> str:
+        """Return host:port of a running engine."""
+        return self.started(name).address
+
+    def started(self, name: str) -> Started:
+        """Return a running engine, started now if it was not yet. Skips the test where it can't be had."""
+        if name not in self._missing:
+            raise LookupError(f'the test asks for {name} and has no mark @pytest.mark.engines("{name}")')
+        if self._missing[name]:
+            pytest.skip(f"{name} can't be had here: {self._missing[name]}")
+        if name not in self._started or not self._started[name].is_running():
+            # It ends with the thread that starts it, also when pytest is killed.
+            assert threading.current_thread() is threading.main_thread()
+            self._started |= self._engines.up([name])
+        return self._started[name]
+
+    def pids(self) -> set[str]:
+        """Return the processes that outlive a test and are no leak."""
+        return {str(started.pid) for started in self._started.values()}
+
+    def stop(self) -> None:
+        """End all of them."""
+        self._engines.down(self._started)
+
+
+def provision_for(session: pytest.Session, engines: NativeEngines) -> dict[str, str]:
+    """Provision what the tests of this run are marked with; return for each why it can't be had, or nothing."""
+    names = {str(name) for item in session.items for mark in item.iter_markers("engines") for name in mark.args}
+    missing = dict.fromkeys((name for name in ENGINES if name in names), "")
+    assert names == missing.keys(), f"tests are marked with engines that are none: {names - missing.keys()}"
+    for name in missing:
+        try:
+            engines.provision([name])
+        except EngineError as error:
+            missing[name] = str(error)
+            engines.tell(f"{name} can't be had, its tests will not run: {error}")
+    return missing
+
+
+_runs: list[EnginesOfTheRun] = []
+_missing: dict[str, str] = {}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Provision before the first test: a build of minutes is none's setup, and says what it does."""
+    if session.config.option.collectonly:
+        return
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    _missing.update(provision_for(session, engines_of(Path(), terminal.write_line if terminal else print, ENVIRON)))
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginesOfTheRun]:
+    """Real engines, see this module."""
+    said: list[str] = []
+    run = EnginesOfTheRun(engines_of(tmp_path_factory.mktemp("engines"), said.append, ENVIRON, leashed=True), _missing)
+    _runs.append(run)
+    yield run
+    run.stop()
+    _runs.remove(run)
+
+
+def engine_pids() -> set[str]:
+    """Return the engines' processes: children of ours that no test has left behind."""
+    return {pid for run in _runs for pid in run.pids()}
