@@ -9,12 +9,15 @@ from prometheus_client import CollectorRegistry
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from chassis.process_config import ProcessSettings
+from chassis.process_config import InternalSettings, ProcessSettings
 from services.gateway.config import GatewaySettings
 from services.gateway.metrics import Metrics
+from services.router.config import RouterSettings
 from services.router.metrics import RouterMetrics
+from services.store.config import StoreSettings
 from services.store.metrics import StoreMetrics
 
+SETTINGS = [ProcessSettings, GatewaySettings, InternalSettings, StoreSettings, RouterSettings]
 TEXT = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 
 
@@ -45,7 +48,7 @@ def exposed_name(family: Any) -> str:
     return f"{family.name}_total" if family.type == "counter" else str(family.name)
 
 
-@pytest.mark.parametrize("settings", [ProcessSettings, GatewaySettings])
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_every_setting_is_in_its_table(settings: type[BaseSettings]) -> None:
     table = settings_table(settings)
     assert all(field.description for field in settings.model_fields.values())
@@ -58,7 +61,7 @@ def test_every_metric_is_in_its_table() -> None:
 
 
 def test_no_setting_and_no_metric_is_named_that_does_not_exist() -> None:
-    settings = {row.split("`")[1] for cls in (ProcessSettings, GatewaySettings) for row in settings_table(cls).splitlines()}
+    settings = {row.split("`")[1] for cls in SETTINGS for row in settings_table(cls).splitlines()}
     named = set(re.findall(r"PARLEY_[A-Z_]+[A-Z]", TEXT)) - {"PARLEY_DATA_DIR", "PARLEY_SERVER", "PARLEY_TOKEN"}
     assert named - settings == set()
     metrics = {row.split("`")[1] for row in metrics_table().splitlines()}

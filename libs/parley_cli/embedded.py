@@ -21,7 +21,7 @@ from chassis.readiness import PROCESS, Readiness
 from chassis.registry import Instance
 from chassis.server import open_server
 from chassis.transport import TlsFiles
-from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from parley_protocol.topics import COMMANDS, topics
 from services.gateway.app import Gateway, open_gateway, open_verifier
 from services.gateway.config import GatewaySettings
 from services.gateway.tokens import TokenVerifier
@@ -32,7 +32,7 @@ from services.store.config import StoreSettings
 from services.store.rows import TABLES
 
 # One partition each: one core serves them all, and every batch shares one commit.
-TOPICS = {COMMANDS: 1, EVENTS: 1, OFFLINE: 1, DEAD_LETTERS: 1}
+TOPICS = topics(1)
 _GATEWAYS = "gateway"  # what routers look for in the registry
 
 

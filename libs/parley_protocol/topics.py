@@ -6,3 +6,8 @@ COMMANDS: Final = "parley.commands"  # CommandRecord, keyed by conversation; the
 EVENTS: Final = "parley.events"  # EventBatch, same partitions as the commands that caused it
 OFFLINE: Final = "parley.offline"  # OfflineBatch
 DEAD_LETTERS: Final = "parley.deadletters"  # DeadLetter
+
+
+def topics(partitions: int) -> dict[str, int]:
+    """Return all topics with their partition counts: equal ones, for what a command causes stays in its partition."""
+    return dict.fromkeys((COMMANDS, EVENTS, OFFLINE, DEAD_LETTERS), partitions)

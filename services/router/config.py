@@ -1,16 +1,23 @@
-"""The router's settings."""
+"""The router's settings, from the environment: PARLEY_ROUTER_<NAME>."""
 
-from dataclasses import dataclass
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-@dataclass(frozen=True, slots=True)
-class RouterSettings:
+class RouterSettings(BaseSettings):
     """Bounds and patience."""
 
-    poll_records: int = 64  # event batches at once; each holds up to a poll of the store
-    frame_bytes: int = 1024 * 1024  # a frame to a gateway at most
-    unreachable_seconds: float = 10.0  # a gateway silent for this long: its users' messages go to parley.offline
-    question_seconds: float = 5.0  # deadline of calls to stores and gateways
-    cached_groups: int = 10_000  # groups over the named-recipients bound, ~50 kB each at 500 members
-    retry_min_seconds: float = 0.05
-    retry_max_seconds: float = 2.0
+    model_config = SettingsConfigDict(env_prefix="PARLEY_ROUTER_", frozen=True, allow_inf_nan=False)
+
+    instance_id: str = Field(default="", description="This router's name in the registry; empty: a random one.")
+    poll_records: int = Field(default=64, ge=1, description="Event batches at once; each holds up to a poll of the store.")
+    frame_bytes: int = Field(default=1024 * 1024, ge=1024, description="A frame to a gateway at most.")
+    unreachable_seconds: float = Field(
+        default=10.0, gt=0, description="A gateway silent for this long: its users' messages go to parley.offline."
+    )
+    question_seconds: float = Field(default=5.0, gt=0, description="Deadline of calls to stores and gateways.")
+    cached_groups: int = Field(
+        default=10_000, ge=1, description="Groups over the named-recipients bound kept a partition, ~50 kB each at 500 members."
+    )
+    retry_min_seconds: float = Field(default=0.05, gt=0, description="The first wait after an engine failed.")
+    retry_max_seconds: float = Field(default=2.0, gt=0, description="The longest one.")
