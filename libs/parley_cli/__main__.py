@@ -16,6 +16,7 @@ COMMANDS = {  # name: (module of this package, its click command), in the order 
     "token": ("token", "token"),
     "demo": ("demo", "demo"),
     "bench": ("bench", "bench"),
+    "simulate": ("simulate", "simulate"),
     "engines": ("engines", "engines"),
 }
 

@@ -111,6 +111,7 @@ class SimulatedDevice:
     async def _read(self, client: Client, run: int) -> None:
         async for event in client.events():
             self._facts.shown.append(Shown(run, entry_of(event.event)))
+            self._note(f"shows {event.event.request_id.hex()} at {event.conversation_id} seq {event.seq}")
             if self._rng.random() < self._crowd.attention:
                 await client.mark_read(event.conversation_id, event.seq)
             if self._rng.random() < 0.2:
@@ -190,6 +191,7 @@ class SimulatedDevice:
             command.send_message.body = body
         self._facts.asked.append(asked_of(command, conversation_id))
         self._asked[ticket.request_id] = conversation_id
+        self._note(f"asks {ticket.request_id.hex()} {action} in {conversation_id}")
         return ticket
 
     async def _note_answer(self, ticket: Ticket) -> None:
@@ -199,6 +201,10 @@ class SimulatedDevice:
         except RejectedError:
             seq = 0
         self._facts.answered.append(Answered(ticket.request_id, conversation_id, seq))
+        self._note(f"is told of {ticket.request_id.hex()}: seq {seq}" + ("" if seq else ", rejected"))
+
+    def _note(self, what: str) -> None:
+        self._simulation.trace.note(self.device.device_id, what)
 
     def finish(self) -> None:
         """Note what the device holds at the end, for the judge."""

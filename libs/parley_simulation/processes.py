@@ -28,7 +28,11 @@ WEEK_MS = 7 * 24 * 3600 * 1000
 
 
 class BrokenError(Exception):
-    """A service broke its contract, or failed where it must not."""
+    """A service broke its contract, or failed where it must not. `stories` tell each violation."""
+
+    def __init__(self, message: str, stories: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join([message, *stories]))
+        self.stories = stories
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What devices ask of the store: a seeded mix of every command there is, sensible and not, with acks and resends."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -21,6 +21,7 @@ class Workload:
     """Composes records and keeps what the judge must know of them."""
 
     rng: Random
+    users: Sequence[str]
     history: History = field(default_factory=History)
     conversations: dict[str, None] = field(default_factory=dict)
     directs: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class Workload:
 
     def devices(self) -> list[Device]:
         """Return the devices of this run: one or two a user."""
-        return [Device(user, f"{user}-{n}") for user in USERS for n in range(self.rng.randint(1, 2))]
+        return [Device(user, f"{user}-{n}") for user in self.users for n in range(self.rng.randint(1, 2))]
 
     def records(self, device: Device, count: int) -> Iterator[CommandRecord]:
         """Yield what one device asks for, in order. Some of it again, as after a reconnect."""
@@ -77,17 +78,19 @@ class Workload:
         if len(self._groups) < GROUPS and rng.random() < 0.2:
             return self._create_group(device)
         if not self._groups or rng.random() < 0.5:
-            return self.message(device, rng.choice(USERS), f"{device.device_id} {self._numbers}")
+            return self.message(device, rng.choice(self.users), f"{device.device_id} {self._numbers}")
         conversation_id = rng.choice(self._groups)
         command = RawCommand(request_id=self._request_id(), conversation_id=conversation_id, seen_seq=self._seen(conversation_id))
-        user = rng.choice(USERS)
+        user = rng.choice(self.users)
         match rng.choices(("message", "add", "remove", "leave", "role", "title"), (60, 14, 8, 4, 6, 4))[0]:
             case "message":
                 reply = rng.randint(1, 20) if rng.random() < 0.2 else 0
                 body = f"{device.device_id} {self._numbers}".encode()
                 command.send_message = SendMessage(body=body, reply_to_seq=reply).SerializeToString()
             case "add":
-                command.add_members = AddMembers(user_ids=rng.sample(USERS, rng.randint(1, 3))).SerializeToString()
+                command.add_members = AddMembers(
+                    user_ids=rng.sample(self.users, rng.randint(1, min(3, len(self.users))))
+                ).SerializeToString()
             case "remove":
                 command.remove_member = RemoveMember(user_id=user).SerializeToString()
             case "leave":
@@ -103,7 +106,7 @@ class Workload:
         request_id = self._request_id()
         conversation_id = group_conversation_id(*device, request_id)
         self._groups.append(conversation_id)
-        members = self.rng.sample(USERS, self.rng.randint(0, 2))
+        members = self.rng.sample(self.users, self.rng.randint(0, 2))
         command = RawCommand(
             request_id=request_id, create_group=CreateGroup(title="group", member_user_ids=members).SerializeToString()
         )
@@ -119,7 +122,7 @@ class Workload:
 
     def _undecidable(self, device: Device) -> CommandRecord:
         """A record that no gateway makes: its payload does not parse."""
-        conversation_id = direct_conversation_id(device.user_id, self.rng.choice(USERS))
+        conversation_id = direct_conversation_id(device.user_id, self.rng.choice(self.users))
         command = RawCommand(request_id=self._request_id(), conversation_id=conversation_id, send_message=b"\x0a\xff")
         self.undecidable.add((device, command.request_id))
         return self._record(device, conversation_id, command)

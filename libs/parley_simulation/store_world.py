@@ -7,17 +7,17 @@ import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from random import Random
 
 from prometheus_client import CollectorRegistry
 
 from chassis.eventlog import EventLog, LogBatch, LogEntry, LogRecord, LogUnavailableError, partition_for
-from chassis.testing.faults import LATE_SECONDS_MAX, PAUSE_SECONDS_MAX, RATES, WALL_JUMP
-from chassis.testing.virtual_loop import VirtualLoop, run_virtual
+from chassis.testing.faults import LATE_SECONDS_MAX, PAUSE_SECONDS_MAX, WALL_JUMP
+from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch, EventRecord
 from parley_checker.history import Device
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from parley_simulation.plan import Plan, Scene
 from parley_simulation.processes import (
     BrokenError,
     Incarnation,
@@ -27,8 +27,9 @@ from parley_simulation.processes import (
     open_fresh_timeline,
     open_simulation,
 )
+from parley_simulation.reports import Report
 from parley_simulation.store_judge import Story, judge_store
-from parley_simulation.store_workload import Workload
+from parley_simulation.store_workload import USERS, Workload
 from services.store.app import open_store
 from services.store.apply import Applier
 from services.store.config import StoreSettings
@@ -37,29 +38,18 @@ from services.store.recent import RecentEvents
 from services.store.rows import TABLES
 
 WORKERS = 2  # both live, on the same partitions: each is the other's zombie
-COMMANDS_A_DEVICE = 12  # with some 8 devices a hundred records: enough to meet most faults, few enough for many seeds
 RUN_LIMIT_SECONDS = 4 * 3600.0
 QUIET_SECONDS = LATE_SECONDS_MAX + PAUSE_SECONDS_MAX + 60.0  # after it everybody who was away is back, and everything late came
-
-
-@dataclass
-class Report:
-    """What one run was, for comparing runs and for counting."""
-
-    digest: str
-    story: Story
-    faults: dict[str, int] = field(default_factory=dict)
-    virtual_seconds: float = 0.0
-    turns: int = 0
-    trace: list[str] = field(default_factory=list)
 
 
 class StoreWorld:
     """The store's processes in one simulation, and what comes out of them."""
 
-    def __init__(self, simulation: Simulation, settings: StoreSettings) -> None:
+    def __init__(self, simulation: Simulation, plan: Plan, settings: StoreSettings) -> None:
         self.simulation = simulation
-        self.workload = Workload(simulation.rng)
+        self.workload = Workload(simulation.rng, USERS[: plan.users])
+        self.commands: list[tuple[int, LogRecord]] = []  # all that came to the log, once it was judged
+        self._plan = plan
         self._settings = settings
         self._gateway = simulation.incarnate("gateway", immortal=True)
         self.events: list[EventRecord] = []
@@ -74,6 +64,7 @@ class StoreWorld:
         reader.cancel()
         await simulation.settle()
         records = await read_all(simulation.log, COMMANDS)
+        self.commands = records
         async with open_fresh_timeline(simulation, TABLES) as fresh:
             await replay(simulation, self._settings, records, fresh)
             return judge_store(
@@ -105,14 +96,16 @@ class StoreWorld:
         devices = workload.devices()
         jumps = asyncio.create_task(jump_walls(self.simulation))
         kills = asyncio.create_task(self.simulation.kill_sometimes([f"store-{n}" for n in range(WORKERS)]))
-        await asyncio.gather(*(self._ask(device, number) for number, device in enumerate(devices)))
+        asking = asyncio.gather(*(self._ask(device, number) for number, device in enumerate(devices)))
+        await asyncio.wait((asking,), timeout=self._plan.seconds)
         jumps.cancel()
         kills.cancel()
         self.simulation.faults.heal()
+        await asking
         await asyncio.sleep(QUIET_SECONDS)
         await self.simulation.settle()
         last = []
-        for peer in ("alice", "bob", "carol"):  # a few, so that every partition has a last record that must be answered
+        for peer in workload.users[:3]:  # a few, so that every partition has a last record that must be answered
             record = workload.message(devices[0], peer, "the last")
             last.append(record.command.request_id)
             await self._append(record)
@@ -124,7 +117,7 @@ class StoreWorld:
     async def _ask(self, device: Device, number: int) -> None:
         rng = Random(f"{self.simulation.seed}/device {number}")
         await asyncio.sleep(rng.uniform(0.0, 5.0))
-        for record in self.workload.records(device, COMMANDS_A_DEVICE):
+        for record in self.workload.records(device, self._plan.actions):
             await self._append(record)
             await asyncio.sleep(rng.choice((0.0, 0.0, rng.uniform(0.0, 0.1), rng.uniform(0.0, 20.0))))
 
@@ -132,6 +125,8 @@ class StoreWorld:
         """Append as a gateway does that keeps a sender's order: again until it is known to be in the log."""
         key = record.conversation_id.encode()
         partition = partition_for(key, await self.simulation.log.partition_count(COMMANDS))
+        if record.command.request_id:
+            self.simulation.trace.note(record.device_id, f"asks {record.command.request_id.hex()} in {record.conversation_id}")
         while True:
             try:
                 await self._gateway.log.append(COMMANDS, partition, [LogEntry(key, record.SerializeToString())])
@@ -211,29 +206,41 @@ def tiny_settings(rng: Random) -> StoreSettings:
 
 
 def run_seed(
-    seed: int, *, rates: Mapping[str, float] = RATES, settings: StoreSettings | None = None, keep_trace: bool = False
+    seed: int,
+    *,
+    plan: Plan | None = None,
+    rates: Mapping[str, float] | None = None,
+    settings: StoreSettings | None = None,
+    keep_trace: bool = False,
+    report: Report | None = None,
 ) -> Report:
     """Run one seed and judge it; raises if the contract broke. Without settings the seed draws them, tiny."""
+    plan = plan or Plan.of(Scene.STORE, seed)
+    found = report or Report()
 
     async def main(rng: Random) -> Report:
         count = rng.randint(1, 2)  # partitions
         drawn = tiny_settings(rng)
         topics = {COMMANDS: count, EVENTS: count, OFFLINE: count, DEAD_LETTERS: count}
+        chances = plan.rates if rates is None else rates
         async with open_simulation(
-            seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=rates, keep_trace=keep_trace
+            seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=chances, keep_trace=keep_trace
         ) as simulation:
-            story = await StoreWorld(simulation, settings or drawn).run()
-            simulation.trace.note("judge", f"tables {hash_of(await simulation.timeline.dump())}")
-            if story.faults:
-                raise BrokenError("the contract broke:\n  " + "\n  ".join(story.faults))
-            loop = asyncio.get_running_loop()
-            assert isinstance(loop, VirtualLoop)
-            digest, lines = simulation.trace.digest(), list(simulation.trace.lines) if keep_trace else []
-            return Report(digest, story, dict(simulation.faults.counts), loop.time(), loop.turns, lines)
+            world = StoreWorld(simulation, plan, settings or drawn)
+            try:
+                story = await world.run()
+                found.verdict = story.verdict
+                simulation.trace.note("judge", f"tables {hash_of(await simulation.timeline.dump())}")
+                if story.faults:
+                    raise BrokenError("the contract broke:", story.faults)
+            finally:
+                found.take_log(world.commands)
+                found.take(simulation)
+            return found
 
     return run_virtual(main, seed, RUN_LIMIT_SECONDS)
 
 
 if __name__ == "__main__":
-    report = run_seed(int(sys.argv[1]), keep_trace=True)
-    sys.stdout.write("\n".join([*report.trace, report.digest, ""]))
+    done = run_seed(int(sys.argv[1]), keep_trace=True)
+    sys.stdout.write("\n".join([*done.trace, done.verdict.line(), done.digest, ""]))

@@ -7,7 +7,6 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
@@ -15,10 +14,10 @@ import grpc.aio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
+from chassis.eventlog import LogRecord
 from chassis.inprocess import InProcessServer
 from chassis.registry import Instance
-from chassis.testing.faults import RATES
-from chassis.testing.virtual_loop import VirtualLoop, run_virtual
+from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch
 from parley.store.v1.rows_pb2 import InboxRow
 from parley_checker.history import Device, entry_of
@@ -27,7 +26,9 @@ from parley_checker.verdict import Verdict
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
 from parley_simulation.devices import CALM, Crowd, SimulatedDevice
 from parley_simulation.network import Endpoint
+from parley_simulation.plan import Plan, Scene
 from parley_simulation.processes import BrokenError, Incarnation, Simulation, hash_of, open_fresh_timeline, open_simulation
+from parley_simulation.reports import Report
 from parley_simulation.store_judge import Tables, differences, judge_events, judge_inboxes, judge_watermarks, timelines_of
 from parley_simulation.store_world import QUIET_SECONDS, RUN_LIMIT_SECONDS, jump_walls, read_all, replay, tiny_settings
 from services.gateway.app import open_gateway
@@ -41,11 +42,9 @@ from services.store.rows import INBOX, TABLES
 
 STORES = 2
 GATEWAYS = 2
-ACTIONS_A_DEVICE = 12
-FAULTY_SECONDS = 150.0  # most devices are done by then; those that were in a tunnel finish in peace
 PATIENCE_SECONDS = 600.0  # for a device to get its outcomes and to catch up: many backoffs
 LAST_ACKS_SECONDS = 60.0  # for the last watermarks to reach everybody
-USERS = ("alice", "bob", "carol")
+USERS = ("alice", "bob", "carol", "dave")
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 # A device's rate and frame are small, so that Retry is an everyday thing; so are groups.
 GATEWAY_SETTINGS = GatewaySettings.model_validate(
@@ -53,23 +52,13 @@ GATEWAY_SETTINGS = GatewaySettings.model_validate(
 )
 
 
-@dataclass
-class Report:
-    """What one run was."""
-
-    digest: str
-    verdict: Verdict
-    faults: dict[str, int] = field(default_factory=dict)
-    virtual_seconds: float = 0.0
-    turns: int = 0
-    trace: list[str] = field(default_factory=list)
-
-
 class World:
     """All processes of one simulation."""
 
-    def __init__(self, simulation: Simulation, store_settings: StoreSettings, *, only_router_dies: bool) -> None:
+    def __init__(self, simulation: Simulation, plan: Plan, store_settings: StoreSettings, *, only_router_dies: bool) -> None:
         self.simulation = simulation
+        self.commands: list[tuple[int, LogRecord]] = []  # all that came to the log, once it was judged
+        self._seconds = plan.seconds
         names = [*(f"store-{n}" for n in range(STORES)), "router", *(f"gateway-{n}" for n in range(GATEWAYS))]
         # Some runs spare the gateways: where nobody syncs, nothing repairs what went missing.
         self._victims = simulation.rng.sample(names, simulation.rng.randint(1, len(names)))
@@ -80,14 +69,15 @@ class World:
         key = verifying_key(KEY.public_key())
         assert key is not None
         self._verifier = TokenVerifier(KeyRing({"": key}), simulation.clock)
-        self.crowd = Crowd(USERS, restlessness=simulation.rng.choice((CALM, 1.0)), attention=simulation.rng.choice((0.0, 0.5)))
+        users = USERS[: plan.users]
+        self.crowd = Crowd(users, restlessness=simulation.rng.choice((CALM, 1.0)), attention=simulation.rng.choice((0.0, 0.5)))
         if only_router_dies:
             self._victims, self.crowd.restlessness = ["router"], CALM
         self.devices = [
             SimulatedDevice(
-                simulation, self.crowd, Device(user, f"{user}-{number}"), simulation.rng.choice(self._public), KEY, ACTIONS_A_DEVICE
+                simulation, self.crowd, Device(user, f"{user}-{number}"), simulation.rng.choice(self._public), KEY, plan.actions
             )
-            for user in USERS
+            for user in users
             for number in range(simulation.rng.randint(1, 2))
         ]
 
@@ -106,7 +96,7 @@ class World:
         simulation = self.simulation
         jumps = asyncio.create_task(jump_walls(simulation))
         kills = asyncio.create_task(simulation.kill_sometimes(self._victims))
-        await asyncio.sleep(FAULTY_SECONDS)
+        await asyncio.sleep(self._seconds)
         jumps.cancel()
         kills.cancel()
         simulation.faults.heal()
@@ -128,6 +118,7 @@ class World:
         for one in self.devices:
             one.finish()
         records = await read_all(simulation.log, COMMANDS)
+        self.commands = records
         batches = [EventBatch.FromString(record.value) for _, record in await read_all(simulation.log, EVENTS)]
         tables = await simulation.timeline.dump()
         async with open_fresh_timeline(simulation, TABLES) as fresh:
@@ -138,18 +129,17 @@ class World:
         entries = {where: [entry_of(event) for event in timeline.values()] for where, timeline in timelines.items()}
         history.readings["tables"] = entries
         verdict = judge(history)
+        decoded = [CommandRecord.FromString(record.value) for _, record in records]
         faults = [
             *verdict.stories,
             *differences(tables, replayed),
             *judge_events([event for batch in batches for event in batch.events], timelines, entries),
             *judge_inboxes(tables, timelines),
-            *judge_watermarks(
-                self.crowd.directs, [CommandRecord.FromString(record.value) for _, record in records], tables, timelines
-            ),
+            *judge_watermarks(self.crowd.directs, decoded, tables, timelines),
             *self._judge_views(tables),
         ]
         if faults:
-            raise BrokenError("the contract broke:\n  " + "\n  ".join(faults))
+            raise BrokenError("the contract broke:", faults)
         return verdict
 
     def _judge_views(self, tables: Tables) -> Iterator[str]:
@@ -247,24 +237,37 @@ class World:
             yield checked
 
 
-def run_world(seed: int, *, rates: Mapping[str, float] = RATES, only_router_dies: bool = False, keep_trace: bool = False) -> Report:
-    """Run one seed of the whole system and judge it; raises if the contract broke."""
+def run_world(
+    seed: int,
+    *,
+    plan: Plan | None = None,
+    rates: Mapping[str, float] | None = None,
+    only_router_dies: bool = False,
+    keep_trace: bool = False,
+    report: Report | None = None,
+) -> Report:
+    """Run one seed of the whole system and judge it; raises if the contract broke. Without a plan: all that a seed has."""
+    plan = plan or Plan.of(Scene.SYSTEM, seed)
+    found = report or Report()
 
     async def main(rng: Random) -> Report:
         count = rng.randint(1, 2)  # partitions
         topics = {COMMANDS: count, EVENTS: count, OFFLINE: count, DEAD_LETTERS: count}
+        chances = plan.rates if rates is None else rates
         async with open_simulation(
-            seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=rates, keep_trace=keep_trace
+            seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=chances, keep_trace=keep_trace
         ) as simulation:
-            verdict = await World(simulation, tiny_settings(rng), only_router_dies=only_router_dies).run()
-            loop = asyncio.get_running_loop()
-            assert isinstance(loop, VirtualLoop)
-            digest, lines = simulation.trace.digest(), list(simulation.trace.lines) if keep_trace else []
-            return Report(digest, verdict, dict(simulation.faults.counts), loop.time(), loop.turns, lines)
+            world = World(simulation, plan, tiny_settings(rng), only_router_dies=only_router_dies)
+            try:
+                found.verdict = await world.run()
+            finally:
+                found.take_log(world.commands)
+                found.take(simulation)
+            return found
 
     return run_virtual(main, seed, RUN_LIMIT_SECONDS)
 
 
 if __name__ == "__main__":
-    report = run_world(int(sys.argv[1]), keep_trace=True)
-    sys.stdout.write("\n".join([*report.trace, report.verdict.line(), report.digest, ""]))
+    done = run_world(int(sys.argv[1]), keep_trace=True)
+    sys.stdout.write("\n".join([*done.trace, done.verdict.line(), done.digest, ""]))

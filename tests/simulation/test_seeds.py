@@ -1,44 +1,100 @@
-"""The whole system under seeded faults: nothing acked is lost, doubled or out of order, and all devices agree in the end."""
+"""The system, and stores alone, under seeded faults: nothing acked is lost, doubled or out of order, all agree in the end."""
 
+import re
+import shlex
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
+from click.testing import CliRunner
+from conftest import SEEDS, chunks
 
-from chassis.testing.faults import RATES
-from parley_simulation.world import Report, run_world
+from parley_cli.__main__ import main
+from parley_simulation import store_mutations
+from parley_simulation.plan import Plan, Scene
+from parley_simulation.runs import run, smallest
+from parley_simulation.store_world import run_seed
+from parley_simulation.totals import Totals
+from parley_simulation.world import run_world
+from services.store.config import StoreSettings
 
-SEEDS = range(25)
-reports: dict[int, Report] = {}
+
+def judge(runs):
+    for plan, report in runs:
+        assert not report.broken, f"{plan.command()}: {report.broken[0]}"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_contract_is_kept(seed):
+@pytest.mark.parametrize("seeds", chunks(Scene.SYSTEM), ids=str)
+def test_the_contract_is_kept(seeds, runs):
     """Acked is stored exactly once, seqs are contiguous, devices agree within their intervals, unread is right, G22 holds."""
-    reports[seed] = run_world(seed)
+    judge(runs[Scene.SYSTEM, seeds[0]].result())
 
 
-def test_the_faults_really_happened():
-    """A run without faults proves nothing: every kind struck, and work got done all the same."""
-    reports.update({seed: run_world(seed) for seed in SEEDS if seed not in reports})
-    counts: Counter[str] = Counter()
-    for report in reports.values():
-        counts.update(report.faults)
-    assert {kind for kind in RATES if counts[kind] < 10} == set(), counts
-    assert sum(report.verdict.acked for report in reports.values()) > 500
+@pytest.mark.parametrize("seeds", chunks(Scene.STORE), ids=str)
+def test_the_store_keeps_its_contract(seeds, runs):
+    """Stored exactly once, in order, published, unread right, and the log replayed gives the same tables."""
+    judge(runs[Scene.STORE, seeds[0]].result())
 
 
-def test_without_faults_everything_is_answered():
-    report = run_world(1, rates={})
+def test_the_faults_really_happened(runs):
+    """Runs without faults prove nothing: every kind struck, at every step, and work got done all the same."""
+    totals = Totals()
+    for future in runs.values():
+        for plan, report in future.result():
+            totals.add(plan, report)
+    assert totals.runs == sum(SEEDS.values()) >= 300
+    assert list(totals.missing()) == []
+    assert totals.verdict.acked > 10_000
+    assert totals.verdict.rejected > 1_000
+
+
+@pytest.mark.parametrize("scene", Scene)
+def test_without_faults_everything_is_answered(scene):
+    report = run_world(1, rates={}) if scene is Scene.SYSTEM else run_seed(1, rates={})
     assert report.faults == {}
     assert report.verdict.unanswered == 0
+
+
+def test_settings_change_nothing_that_is_decided():
+    """A batch of 500, large buckets and large caches keep the contract as well."""
+    for seed in range(5):
+        run_seed(seed, settings=StoreSettings())
+
+
+@pytest.mark.parametrize("scene", Scene)
+def test_equal_seeds_give_equal_traces(scene):
+    first, again = (run(Plan.of(scene, 3), keep_trace=True) for _ in range(2))
+    assert first.trace == again.trace
+    assert first.digest == again.digest != run(Plan.of(scene, 4)).digest
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_a_seed_means_the_same_in_every_process(hash_seed):
     """Nothing depends on how sets of strings iterate, or on addresses."""
-    command = [sys.executable, "-m", "parley_simulation.world", "2"]
+    command = [sys.executable, "-m", "parley_cli", "simulate", "--seed", "2"]
     environ = {"PYTHONHASHSEED": hash_seed}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.splitlines()[-1] == run_world(2).digest
+    hashes = re.findall(r"^trace +(\w+)$", done.stdout, re.MULTILINE)
+    assert hashes == [run(Plan.of(scene, 2)).digest for scene in Scene]
+
+
+def test_a_violation_is_made_small_and_told_with_the_command_that_repeats_it(monkeypatch):
+    store_mutations.mutations["dedupe removed"](monkeypatch)
+    plan = Plan.of(Scene.STORE, 0)
+    small = smallest(plan, run(plan))
+    assert small.actions < plan.actions
+    assert len(small.without) > 10
+
+    told = CliRunner().invoke(main, ["simulate", "--world", "store", "--seeds", "1", "--jobs", "1"])
+    assert told.exit_code == 1
+    assert f"\nagain: {small.command()}\n" in told.output
+    story = re.search(
+        r"^seed 0 broke the contract: duplicated: .* holds .* ([0-9a-f]{32}) .* also as seq", told.output, re.MULTILINE
+    )
+    assert story, told.output
+    assert re.search(rf"^    [\d.]+ \S+: asks {story[1]}", told.output, re.MULTILINE)
+    assert re.search(r"^    [\d.]+ store-\d\.\d+: polled parley.commands/\d \[", told.output, re.MULTILINE)
+
+    again = CliRunner().invoke(main, shlex.split(small.command())[1:])
+    assert again.exit_code == 1
+    assert story[0] in again.output

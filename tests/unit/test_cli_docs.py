@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 import pytest
 
-from parley_cli.__main__ import main
+from parley_cli.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CALL = re.compile(r"(?:^|[`(/ ])parley ((?:up|chat|send|history|token|demo|bench|engines)\b[^`\n]*)", re.MULTILINE)
+CALL = re.compile(rf"(?:^|[`(/ ])parley ((?:{'|'.join(COMMANDS)})\b[^`\n]*)", re.MULTILINE)
 
 
 def known(words: list[str]) -> set[str]:

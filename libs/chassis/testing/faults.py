@@ -102,6 +102,7 @@ class Faults:
         self.rates = dict(rates)
         self.healed = False
         self.counts: Counter[str] = Counter()
+        self.struck: Counter[tuple[str, str, str]] = Counter()  # site, step, kind
 
     def heal(self) -> None:
         """Let nothing new go wrong."""
@@ -120,13 +121,15 @@ class FaultStream:
         self.site = site
         self.rng = rng
 
-    def happens(self, kind: str) -> bool:
-        """Draw whether a fault of this kind strikes now; count it if so."""
+    def happens(self, kind: str, step: str = "") -> bool:
+        """Draw whether a fault of this kind strikes now; count it if so, and where, if the step has a name."""
         faults = self._faults
         strikes = self.rng.random() < faults.rates.get(kind, 0.0)
         if not strikes or faults.healed:
             return False
         faults.counts[kind] += 1
+        if step:
+            faults.struck[self.site, step, kind] += 1
         faults.trace.note(self.site, kind)
         return True
 
@@ -134,9 +137,9 @@ class FaultStream:
         """Add a line to the trace."""
         self._faults.trace.note(self.site, what)
 
-    async def latency(self) -> None:
+    async def latency(self, step: str = "") -> None:
         """Take a moment: mostly none, often some milliseconds, at times seconds."""
-        if self.happens(SLOW):
+        if self.happens(SLOW, step):
             await asyncio.sleep(self.rng.uniform(0.1, 2.0))
         elif self.rng.random() < 0.3:
             await asyncio.sleep(self.rng.uniform(0.0, 0.02))
@@ -168,10 +171,10 @@ class Engine:
             task.add_done_callback(_ignore_outcome)
             raise
 
-    def is_away(self, stream: FaultStream) -> bool:
+    def is_away(self, stream: FaultStream, step: str = "") -> bool:
         """Tell whether the engine is away now; it may go away with this question."""
         now = asyncio.get_running_loop().time()
-        if now >= self.away_until and stream.happens(OUTAGE):
+        if now >= self.away_until and stream.happens(OUTAGE, step):
             self.away_until = now + stream.rng.uniform(0.1, OUTAGE_SECONDS_MAX)
         return now < self.away_until
 
@@ -206,9 +209,9 @@ class Life:
         self.steps += 1
         if self._immortal:
             return
-        if self.steps == self._crash_at_step or self._stream.happens(CRASH):
+        if self.steps == self._crash_at_step or self._stream.happens(CRASH, where):
             self.die(where)
-        elif self._stream.happens(PAUSE):
+        elif self._stream.happens(PAUSE, where):
             await asyncio.sleep(PAUSE_SECONDS_MAX ** self._stream.rng.uniform(-0.1, 1.0))  # short ones are as likely as long ones
         self.require_alive()
 

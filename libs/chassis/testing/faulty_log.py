@@ -71,12 +71,12 @@ class FaultyLog:
         await self._life.step(f"after append to {topic}")
 
     async def _append(self, topic: str, partition: int, entries: list[LogEntry]) -> None:
-        stream = self._stream
+        stream, step = self._stream, f"append to {topic}"
         async with self._order[topic, partition]:  # asyncio's locks are fair: overlapping appends keep their order
-            await stream.latency()
-            if self._engine.is_away(stream):
+            await stream.latency(step)
+            if self._engine.is_away(stream, step):
                 raise LogUnavailableError("the engine is away")
-            if not stream.happens(APPEND_FAILS):
+            if not stream.happens(APPEND_FAILS, step):
                 await self._inner.append(topic, partition, entries)
                 stream.note(f"appended {len(entries)} to {topic}")
                 await stream.latency()
@@ -85,7 +85,7 @@ class FaultyLog:
             if taken:
                 await self._inner.append(topic, partition, entries[:taken])
             rest = entries[taken:]
-            if rest and stream.happens(APPEND_LATE):
+            if rest and stream.happens(APPEND_LATE, step):
                 self._engine.spawn(self._append_late(topic, partition, rest[: stream.rng.randint(1, len(rest))]))
             raise LogUnavailableError("some of it may be in the log")
 
@@ -145,10 +145,10 @@ class FaultyConsumer:
             self._first[partition] = self._next[partition] = self._engine.committed.get(where, -1) + 1
 
     async def poll(self, max_records: int) -> LogBatch:
-        stream = self._stream
-        await self._life.step("before poll")
-        await stream.latency()
-        if self._engine.is_away(stream) or stream.happens(POLL_FAILS):
+        stream, step = self._stream, f"poll of {self._topic}"
+        await self._life.step(f"before {step}")
+        await stream.latency(step)
+        if self._engine.is_away(stream, step) or stream.happens(POLL_FAILS, step):
             raise LogUnavailableError("the poll failed")
         size = stream.rng.randint(1, max_records) if stream.rng.random() < 0.5 else max_records
         self._rebalance()
@@ -158,7 +158,7 @@ class FaultyConsumer:
         self._next[batch.partition] = batch.records[-1].offset + 1
         stream.note(f"polled {self._topic}/{batch.partition} {[record.offset for record in batch.records]}")
         try:
-            await self._life.step("after poll")
+            await self._life.step(f"after {step}")
         except asyncio.CancelledError:
             if self._life.alive:
                 self.retry(batch)  # cancelling a poll consumes nothing
@@ -167,10 +167,11 @@ class FaultyConsumer:
 
     def _rebalance(self) -> None:
         """Lose free partitions and regain them, now and then."""
+        step = f"poll of {self._topic}"
         free = [partition for partition in self._partitions if partition not in self._held]
-        if free and self._stream.happens(REWIND):
+        if free and self._stream.happens(REWIND, step):
             self.rewind(free)
-        elif (passed := [partition for partition in free if self._is_behind(partition)]) and self._stream.happens(REJOIN):
+        elif (passed := [partition for partition in free if self._is_behind(partition)]) and self._stream.happens(REJOIN, step):
             self.rewind(passed)
 
     def _is_behind(self, partition: int) -> bool:
@@ -210,7 +211,7 @@ class FaultyConsumer:
         self._life.require_alive()
         where = self._topic, self._group, batch.partition
         self._engine.uncommitted[where].update({record.offset: record for record in batch.records})
-        if not self._stream.happens(COMMIT_LAGS):
+        if not self._stream.happens(COMMIT_LAGS, f"commit of {self._topic}"):
             self._engine.commit(where, batch.records[-1].offset)
         if (inner := self._held.pop(batch.partition)) is not None:
             self._inner.done(inner)

@@ -33,31 +33,32 @@ class FaultyTimeline:
         self._life = life
 
     async def write(self, rows: Sequence[Row]) -> None:
-        await self._life.step("before write")
-        await self._engine.ask(self._write(rows))
-        await self._life.step("after write")
+        step = f"write to {' '.join(sorted({row.table for row in rows}))}"
+        await self._life.step(f"before {step}")
+        await self._engine.ask(self._write(rows, step))
+        await self._life.step(f"after {step}")
 
-    async def _write(self, rows: Sequence[Row]) -> None:
+    async def _write(self, rows: Sequence[Row], step: str) -> None:
         stream = self._stream
-        await stream.latency()
-        if self._engine.is_away(stream):
+        await stream.latency(step)
+        if self._engine.is_away(stream, step):
             raise TimelineUnavailableError("the engine is away")
-        if not stream.happens(WRITE_FAILS):
-            await self._write_all(rows)
+        if not stream.happens(WRITE_FAILS, step):
+            await self._write_all(rows, step)
             return
         now: list[list[Row]] = []
         for group in self._groups(rows):
-            if stream.happens(WRITE_LATE):
+            if stream.happens(WRITE_LATE, step):
                 self._engine.spawn(self._write_late(group))
-            elif not stream.happens(WRITE_LOST):
+            elif not stream.happens(WRITE_LOST, step):
                 now.append(group)
         for group in now:
             await self._inner.write(group)
             await stream.latency()
         raise TimelineUnavailableError("some of it may be written")
 
-    async def _write_all(self, rows: Sequence[Row]) -> None:
-        pieces = self._groups(rows) if self._stream.happens(WRITE_SPLIT) else [rows]
+    async def _write_all(self, rows: Sequence[Row], step: str) -> None:
+        pieces = self._groups(rows) if self._stream.happens(WRITE_SPLIT, step) else [rows]
         for piece in pieces:
             await self._inner.write(piece)
             await self._stream.latency()
@@ -77,8 +78,9 @@ class FaultyTimeline:
         return shuffled
 
     async def read_points(self, points: Sequence[Point]) -> Mapping[Point, bytes]:
-        await self._before_read()
-        if not self._stream.happens(READ_SPLIT):
+        step = f"read of {points[0].table if points else 'nothing'}"
+        await self._before_read(step)
+        if not self._stream.happens(READ_SPLIT, step):
             found = await self._inner.read_points(points)
         else:
             found = {}
@@ -86,36 +88,38 @@ class FaultyTimeline:
                 together = [point for point in points if (point.table, point.partition) == place]
                 found = {**found, **await self._inner.read_points(together)}
                 await self._stream.latency()
-        await self._after_read(len(found))
+        await self._after_read(step, len(found))
         return found
 
     async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
-        await self._before_read()
-        if not self._stream.happens(READ_SPLIT):
+        step = f"read of {table}"
+        await self._before_read(step)
+        if not self._stream.happens(READ_SPLIT, step):
             found = await self._inner.read_partitions(table, partitions, limit)
         else:
             found = {}
             for partition in partitions:
                 found = {**found, **await self._inner.read_partitions(table, [partition], limit)}
                 await self._stream.latency()
-        await self._after_read(len(found))
+        await self._after_read(step, len(found))
         return found
 
     async def read_range(
         self, table: str, partition: str, first_key: bytes, last_key: bytes, limit: int, *, descending: bool = False
     ) -> Sequence[Cell]:
-        await self._before_read()
+        step = f"read of {table}"
+        await self._before_read(step)
         found = await self._inner.read_range(table, partition, first_key, last_key, limit, descending=descending)
-        await self._after_read(len(found))
+        await self._after_read(step, len(found))
         return found
 
-    async def _before_read(self) -> None:
-        await self._life.step("before read")
-        await self._stream.latency()
-        if self._engine.is_away(self._stream) or self._stream.happens(READ_FAILS):
+    async def _before_read(self, step: str) -> None:
+        await self._life.step(f"before {step}")
+        await self._stream.latency(step)
+        if self._engine.is_away(self._stream, step) or self._stream.happens(READ_FAILS, step):
             raise TimelineUnavailableError("the read failed")
 
-    async def _after_read(self, count: int) -> None:
-        await self._stream.latency()
+    async def _after_read(self, step: str, count: int) -> None:
+        await self._stream.latency(step)
         self._stream.note(f"read {count}")
-        await self._life.step("after read")
+        await self._life.step(f"after {step}")
