@@ -25,6 +25,9 @@ class Device(NamedTuple):
     user_id: str
     device_id: str
 
+    def __str__(self) -> str:
+        return f"{self.user_id}/{self.device_id}"
+
 
 class Asked(NamedTuple):
     """A command as a device composed it; a resend is no second one."""
