@@ -1,6 +1,6 @@
 """The Registry port: which instances of a service live, and who holds which lock, as Consul offers it.
 
-Implementations: `registry_memory` (embedded). tests/contracts/test_registry.py runs against each.
+Implementations: `registry_memory` (embedded), `registry_consul`. tests/contracts/test_registry.py runs against each.
 
 Nothing durable depends on it: a registry that is silent, slow or lost its data costs freshness, never a message.
 """
@@ -62,7 +62,10 @@ class Registry(Protocol):
     """Instances and locks."""
 
     def open_session(self, instance: Instance) -> AbstractAsyncContextManager[RegistrySession]:
-        """Register the instance and hold locks in its name; leaving releases all locks and deregisters."""
+        """Register the instance and hold locks in its name; leaving releases all locks and deregisters.
+
+        Entering raises RegistryUnavailableError: try again. After the session was lost, leave it and open a new one.
+        """
 
     def watch_instances(self, service: str) -> AsyncGenerator[Sequence[Instance], None]:
         """Yield the healthy instances, by id: at once, then after each change (changes may be merged, and an unchanged list may

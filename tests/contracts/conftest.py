@@ -1,11 +1,19 @@
 """Every contract test runs once for each implementation of its port."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from worlds import EmbeddedLogWorld, EmbeddedTimelineWorld, LogWorld, MemoryRegistryWorld, RegistryWorld, TimelineWorld
+from worlds import (
+    ConsulRegistryWorld,
+    EmbeddedLogWorld,
+    EmbeddedTimelineWorld,
+    LogWorld,
+    MemoryRegistryWorld,
+    RegistryWorld,
+    TimelineWorld,
+)
 
 from chassis.embedded import MemoryDisk
 
@@ -29,6 +37,11 @@ def timeline_world(embedded_data: Path | MemoryDisk) -> TimelineWorld:
     return EmbeddedTimelineWorld(embedded_data)
 
 
-@pytest.fixture
-def registry_world() -> RegistryWorld:
-    return MemoryRegistryWorld()
+@pytest.fixture(params=["memory", pytest.param("consul", marks=pytest.mark.engines("consul"))])
+async def registry_world(request: pytest.FixtureRequest) -> AsyncIterator[RegistryWorld]:
+    if request.param == "memory":
+        yield MemoryRegistryWorld()
+        return
+    world = ConsulRegistryWorld(request.getfixturevalue("engines").address("consul"))
+    yield world
+    await world.clean()

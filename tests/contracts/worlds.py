@@ -1,5 +1,7 @@
 """What the contract suites run on: each implementation of a port, with what a test does to it from outside."""
 
+import random
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -9,6 +11,8 @@ from chassis.clock import SystemClock
 from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
 from chassis.eventlog import EventLog
 from chassis.registry import Registry
+from chassis.registry_consul import open_consul_registry
+from chassis.registry_consul_http import ConsulSettings, open_consul_client
 from chassis.registry_memory import MemoryRegistry
 from chassis.timeline import Timeline
 
@@ -74,3 +78,25 @@ class MemoryRegistryWorld:
 
     async def fail_health(self, session_id: str) -> None:
         self._registry.expire(session_id)
+
+
+class ConsulRegistryWorld:
+    """A corner of a Consul that others use, too."""
+
+    def __init__(self, address: str) -> None:
+        self.settings = ConsulSettings(address=address, prefix=f"test-{uuid.uuid4().hex}")
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Registry]:
+        async with open_consul_registry(self.settings, cluster_id="test", version="0", rng=random.Random(1)) as registry:
+            yield registry
+
+    async def fail_health(self, session_id: str) -> None:
+        async with open_consul_client(self.settings) as consul:
+            _, session = await consul.session.info(session_id)
+            [check] = [check for check in session["Checks"] if check.startswith("service:")]
+            await consul.agent.check.ttl_fail(check)
+
+    async def clean(self) -> None:
+        async with open_consul_client(self.settings) as consul:
+            await consul.kv.delete(f"{self.settings.prefix}/", recurse=True)
