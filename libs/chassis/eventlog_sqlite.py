@@ -104,7 +104,7 @@ class SqliteLog:
 
         def committed() -> None:
             for consumer in consumers:
-                consumer.wake()
+                consumer.wake(partition)
 
         try:
             await log_partition.append(entries, self._clock.wall_ms(), committed)

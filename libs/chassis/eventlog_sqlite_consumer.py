@@ -17,14 +17,16 @@ class SqliteConsumer:
     ) -> None:
         self._topic = topic
         self._partitions = deque(partitions)  # turned as they are served, so that a busy one does not starve the others
+        self._by_number = partitions
         self._positions = list(positions)
         self._advance = advance
         self._held: dict[int, LogBatch | None] = {}
         self._wake = asyncio.Event()
 
-    def wake(self) -> None:
-        """Look again: there may be something to poll."""
-        self._wake.set()
+    def wake(self, number: int) -> None:
+        """Look again: this partition may have something to poll. While a batch of it is held it has not, and its release wakes."""
+        if self._held.get(number) is None:  # neither held nor, what is None too, being read
+            self._wake.set()
 
     async def poll(self, max_records: int) -> LogBatch:
         while True:
@@ -55,15 +57,17 @@ class SqliteConsumer:
         return batch
 
     def done(self, batch: LogBatch) -> None:
-        self._release(batch)
+        self._release(batch, batch.records[-1].offset + 1)
         self._advance(batch.partition, batch.records[-1].offset + 1)
 
     def retry(self, batch: LogBatch) -> None:
-        self._release(batch)
-        self._positions[batch.partition] = batch.records[0].offset
+        self._release(batch, batch.records[0].offset)
 
-    def _release(self, batch: LogBatch) -> None:
-        if self._held.get(batch.partition) is not batch:
-            raise ValueError(f"{self._topic}/{batch.partition}: this batch is not held")
-        del self._held[batch.partition]
-        self._wake.set()
+    def _release(self, batch: LogBatch, position: int) -> None:
+        number = batch.partition
+        if self._held.get(number) is not batch:
+            raise ValueError(f"{self._topic}/{number}: this batch is not held")
+        del self._held[number]
+        self._positions[number] = position
+        if position < self._by_number[number].end:
+            self._wake.set()

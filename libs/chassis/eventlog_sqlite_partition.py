@@ -125,13 +125,13 @@ class LogPartition:
 
     def _read_ring(self, position: int, max_records: int) -> Sequence[LogRecord]:
         ring = self._ring
+        if ring and ring[-1].base_offset == position and len(ring[-1].records) <= max_records:
+            return ring[-1].records  # the usual case: what was appended last, whole
         index = bisect_right(ring, position, key=_end_offset)
         if index == len(ring):
             return ()
         first = ring[index]
         skip = max(0, position - first.base_offset)
-        if not skip and len(first.records) <= max_records and index + 1 == len(ring):
-            return first.records  # the usual case at the tail: what was appended last, whole
         records = list(first.records[skip : skip + max_records])
         index += 1
         while index < len(ring) and len(records) < max_records:

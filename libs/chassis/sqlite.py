@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 import structlog
 
 from chassis.executor import Executor
+from chassis.sqlite_trouble import trouble_of
 from chassis.tasks import open_tasks
 
 T = TypeVar("T")
@@ -36,12 +37,15 @@ _CACHED_STATEMENTS: Final = 512
 # A file that only grows at its end (`FULL` here: the log) never reads back, and gets none.
 _WRITER_CACHE_KIB: Final = {"FULL": 2 << 10, "NORMAL": 32 << 10}
 
-# How often the write-ahead log is copied into the file, beside the writer: long enough that rewrites of a page merge, short enough
-# that the log stays far below the bound that follows at any speed. Left to SQLite, a commit does it, and all wait for that.
-_CHECKPOINT_INTERVAL_SECONDS: Final = 0.25
+# How often the write-ahead log is copied into the file, beside the writer: so often that it keeps to about this many pages (32 MB)
+# at the rate of the last time, and no more often. Each time the writer waits for the disk, 5 to 15 ms, and all with it: at four
+# times a second that was what one message in twenty met. Left to SQLite, a commit does it, and waits for all of it.
+_CHECKPOINT_AIM_PAGES: Final = 8_000
+_CHECKPOINT_MIN_SECONDS: Final = 0.25
+_CHECKPOINT_MAX_SECONDS: Final = 4.0
 
-# Pages in the log (64 MB) from which commits do it after all: the bound, if copying beside the writer can't keep up.
-_CHECKPOINT_PAGES: Final = 16_000
+# Pages in the log (128 MB) from which commits do it after all: the bound, if copying beside the writer can't keep up.
+_CHECKPOINT_PAGES: Final = 32_000
 
 # Rows that a file which waits for no disk (`NORMAL`) takes or gives at once, on the loop, instead of by way of a thread: a
 # millisecond at most. A thread has to win the interpreter's lock back for every statement, up to 5 ms each where the loop is busy:
@@ -53,27 +57,6 @@ _JOURNAL_LIMIT_BYTES: Final = 64 << 20
 
 # What an operator's own look into the file may hold us up, in seconds.
 _BUSY_SECONDS: Final = 5.0
-
-# The file, its disk or its rights failed, not one job's rows: every job of the transaction is told. Other errors are a job's own.
-_FILE_TROUBLE: Final = {
-    sqlite3.SQLITE_FULL: "disk full",
-    sqlite3.SQLITE_READONLY: "read-only",
-    sqlite3.SQLITE_IOERR: "input/output error",
-    sqlite3.SQLITE_CANTOPEN: "cannot open",
-    sqlite3.SQLITE_PERM: "no permission",
-    sqlite3.SQLITE_AUTH: "no permission",
-    sqlite3.SQLITE_BUSY: "locked by another process",
-    sqlite3.SQLITE_LOCKED: "locked",
-    sqlite3.SQLITE_CORRUPT: "corrupt",
-    sqlite3.SQLITE_NOTADB: "not a database",
-    sqlite3.SQLITE_NOMEM: "out of memory",
-    sqlite3.SQLITE_INTERRUPT: "interrupted",
-    sqlite3.SQLITE_PROTOCOL: "locking failed",
-}
-
-# What an extended code knows better: where a disk is full when a file is opened, there is no room for its shared memory.
-_EXTENDED_TROUBLE: Final = {sqlite3.SQLITE_IOERR_SHMSIZE: "disk full"}
-
 
 _log = structlog.get_logger()
 
@@ -174,8 +157,12 @@ class SqliteDatabase:
         if len(self._queue) >= _QUEUE_JOBS:
             raise StorageError(f"{self.name}: {_QUEUE_JOBS} writes wait already")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Job(function, future, committed, rows))
-        self._wake.set()
+        job = _Job(function, future, committed, rows)
+        if self._prompt is not None and rows <= PROMPT_ROWS and not (self._queue or self._running or self._writer_lent):
+            self._finish([job], _commit(self.name, [job], self._writer.connection))  # nobody to share with: no turn of the loop
+        else:
+            self._queue.append(job)
+            self._wake.set()
         return future
 
     async def read(self, function: Callable[[sqlite3.Connection], T], *, rows: int = PROMPT_ROWS + 1) -> T:
@@ -195,22 +182,25 @@ class SqliteDatabase:
         """Force all that is committed to the disk, with `NORMAL` too; False if a reader's hold put it off."""
         try:
             async with self._checkpointing:
-                return await self._checkpointer.run(_checkpoint)
+                return (await self._checkpointer.run(_checkpoint))[0]
         except sqlite3.Error as error:
             raise _storage_error(self.name, error) from error
 
     async def _run_checkpoints(self) -> None:
         """Copy the log into the file from time to time: most of it beside the writer, then the rest, so that it can start anew."""
         told = False
+        interval = _CHECKPOINT_MIN_SECONDS
         while True:
             await self._committed.wait()
-            await asyncio.sleep(_CHECKPOINT_INTERVAL_SECONDS)
+            await asyncio.sleep(interval)
             self._committed.clear()
             try:
                 async with self._checkpointing:
-                    await self._checkpointer.run(_checkpoint)
+                    _, pages = await self._checkpointer.run(_checkpoint)
                     self._writer_lent = True
                     await self._writer.run(_checkpoint)
+                aim = interval * _CHECKPOINT_AIM_PAGES / max(pages, 1)
+                interval = min(max(aim, _CHECKPOINT_MIN_SECONDS), _CHECKPOINT_MAX_SECONDS)
             except sqlite3.Error as error:  # the disk's trouble: writes report it; the log grows meanwhile
                 if not told:
                     _log.warning("checkpoint put off", error=str(_storage_error(self.name, error)))
@@ -232,14 +222,18 @@ class SqliteDatabase:
                     failure = await self._writer.run(commit)
                 else:
                     failure = commit(self._writer.connection)
-                if failure is None:
-                    self._committed.set()
-                else:
-                    self._failed_at = asyncio.get_running_loop().time()
-                self._failure = failure
-                for job in self._running:
-                    job.finish()
-                self._running = []
+                running, self._running = self._running, []
+                self._finish(running, failure)
+
+    def _finish(self, jobs: Sequence[_Job[Any]], failure: StorageError | None) -> None:
+        """Note how a transaction ended, and tell its callers."""
+        if failure is None:
+            self._committed.set()
+        else:
+            self._failed_at = asyncio.get_running_loop().time()
+        self._failure = failure
+        for job in jobs:
+            job.finish()
 
     def _on_writer_end(self, _task: asyncio.Task[None]) -> None:
         """Tell whoever still waits because the writer ended early: cancelled, maybe before its first step, or by a bug."""
@@ -271,7 +265,7 @@ def _commit(name: str, jobs: Sequence[_Job[Any]], connection: sqlite3.Connection
                 try:
                     job.value = job.function(connection)
                 except Exception as error:
-                    if isinstance(error, sqlite3.Error) and _trouble(error):
+                    if isinstance(error, sqlite3.Error) and trouble_of(error):
                         raise
                     failed, job.error = job, error
                     break
@@ -297,21 +291,14 @@ def _roll_back(connection: sqlite3.Connection) -> None:
         return  # the same trouble again: the next transaction begins with another try, and tells its callers if that fails
 
 
-def _checkpoint(connection: sqlite3.Connection) -> bool:
-    """Copy what the log holds into the file, without making anybody wait; return whether all of it was."""
+def _checkpoint(connection: sqlite3.Connection) -> tuple[bool, int]:
+    """Copy what the log holds into the file, without making anybody wait; return whether all of it was, and its pages."""
     busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    return bool(not busy and pages == copied)
-
-
-def _trouble(error: sqlite3.Error) -> str:
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # raised by the module, not by SQLite: a closed connection, or a mistake in a job's parameters
-        return "closed" if "closed" in str(error) else ""
-    return _EXTENDED_TROUBLE.get(code) or _FILE_TROUBLE.get(code & 0xFF, "")  # the low byte is the primary code
+    return not busy and pages == copied, pages
 
 
 def _storage_error(name: str, error: sqlite3.Error) -> StorageError:
-    trouble = _trouble(error)
+    trouble = trouble_of(error)
     return StorageError(f"{name}: {trouble} ({error})" if trouble else f"{name}: {error}")
 
 

@@ -165,17 +165,17 @@ async def test_the_write_ahead_log_is_copied_beside_the_writer_and_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, twice = asyncio.get_running_loop(), asyncio.Event()
-    calls: list[bool] = []
+    calls: list[tuple[bool, int]] = []
     checkpoint = sqlite._checkpoint
 
-    def noting(connection: sqlite3.Connection) -> bool:
+    def noting(connection: sqlite3.Connection) -> tuple[bool, int]:
         calls.append(checkpoint(connection))
         if len(calls) == 2:  # beside the writer, then on it
             loop.call_soon_threadsafe(twice.set)
         return calls[-1]
 
     monkeypatch.setattr(sqlite, "_checkpoint", noting)
-    monkeypatch.setattr(sqlite, "_CHECKPOINT_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_MIN_SECONDS", 0.01)
     async with opened(tmp_path / "test.db") as database:
         for key in range(3):
             await database.write(insert(key, bytes(100_000)))
@@ -185,11 +185,11 @@ async def test_the_write_ahead_log_is_copied_beside_the_writer_and_starts_anew(
         assert (tmp_path / "test.db").stat().st_size > 100_000
         await database.write(insert(3))
         assert (tmp_path / "test.db-wal").stat().st_size == wal_bytes
-    assert all(calls)
+    assert all(whole for whole, _ in calls)
 
 
 async def test_the_write_ahead_log_is_bounded_without_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "_CHECKPOINT_INTERVAL_SECONDS", 3_600.0)
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_MIN_SECONDS", 3_600.0)
     monkeypatch.setattr(sqlite, "_CHECKPOINT_PAGES", 1_000)
     async with opened(tmp_path / "test.db") as database:
         for start in range(0, 400, 10):

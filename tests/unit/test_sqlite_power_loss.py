@@ -96,7 +96,7 @@ def copy(source: Path, target: Path, cut: int) -> None:
 async def test_a_tables_log_cut_anywhere_is_an_older_state_that_replay_completes(
     tmp_path: Path, checkpoint: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_CHECKPOINT_INTERVAL_SECONDS", 3_600.0)  # the copies must not be made during one
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_MIN_SECONDS", 3_600.0)  # the copies must not be made during one
     rng = Random(7)
     async with opened(tmp_path / "live") as engines:
         await append_commands(engines)
