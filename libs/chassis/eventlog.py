@@ -1,6 +1,6 @@
 """The EventLog port: partitioned, ordered, durable topics with consumer groups, as Kafka offers them.
 
-Implementations: `eventlog_sqlite` (embedded). tests/contracts/test_eventlog.py runs against each.
+Implementations: `eventlog_sqlite` (embedded) and `eventlog_kafka`. tests/contracts/test_eventlog.py runs against each.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,10 @@ class LogBatch(NamedTuple):
 
 class LogUnavailableError(Exception):
     """The log did not take or give records. After `append`: any prefix of the records may be in the log, or come yet."""
+
+
+class RecordTooLargeError(ValueError):
+    """A record is larger than the log takes. Nothing of the append is in the log, and appending it again is of no use."""
 
 
 class LogConsumer(Protocol):
@@ -80,14 +84,14 @@ class EventLog(Protocol):
         visible to consumers. Calls for one partition that overlap are appended in the order they were made.
 
         Raises LogUnavailableError: unknown, any prefix may be there or may still come. A caller that keeps order appends the
-        unresolved entries again before later ones, which may duplicate them. Cancelling does not undo.
+        unresolved entries again before later ones, which may duplicate them. Cancelling does not undo. RecordTooLargeError.
         """
 
     def open_consumer(self, topic: str, group: str) -> AbstractAsyncContextManager[LogConsumer]:
         """Join a group; leaving commits what is done.
 
-        What has been done when a commit fails is delivered again after a restart. From a group's first consumer on, retention
-        keeps what the group has not done.
+        What has been done when a commit fails is delivered again after a restart. The embedded log keeps what a group has not done
+        for as long as it takes, from the group's first consumer on; Kafka for its topics' retention, beyond it a loss is logged.
         """
 
 

@@ -5,10 +5,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from engine_fixtures import EnginesOfTheRun
 from worlds import (
     ConsulRegistryWorld,
     EmbeddedLogWorld,
     EmbeddedTimelineWorld,
+    KafkaLogWorld,
     LogWorld,
     MemoryRegistryWorld,
     RegistryWorld,
@@ -27,9 +29,17 @@ def embedded_data(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pa
             yield disk
 
 
-@pytest.fixture
-def log_world(embedded_data: Path | MemoryDisk) -> LogWorld:
-    return EmbeddedLogWorld(embedded_data)
+@pytest.fixture(params=["sqlite-file", "sqlite-memory", pytest.param("kafka", marks=pytest.mark.engines("kafka"))])
+async def log_world(request: pytest.FixtureRequest, engines: EnginesOfTheRun, tmp_path: Path) -> AsyncIterator[LogWorld]:
+    if request.param == "kafka":
+        kafka = KafkaLogWorld(engines.address("kafka"))
+        yield kafka
+        await kafka.remove()
+    elif request.param == "sqlite-file":
+        yield EmbeddedLogWorld(tmp_path / "data")
+    else:
+        with closing(MemoryDisk()) as disk:
+            yield EmbeddedLogWorld(disk)
 
 
 @pytest.fixture

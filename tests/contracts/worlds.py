@@ -1,15 +1,21 @@
 """What the contract suites run on: each implementation of a port, with what a test does to it from outside."""
 
 import random
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+from aiokafka.admin import AIOKafkaAdminClient
+
 from chassis.clock import SystemClock
 from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
 from chassis.eventlog import EventLog
+from chassis.eventlog_kafka import KafkaLog, open_kafka_log
+from chassis.eventlog_kafka_connection import KafkaConnection
+from chassis.eventlog_kafka_topics import TopicSettings, apply_topics
 from chassis.registry import Registry
 from chassis.registry_consul import open_consul_registry
 from chassis.registry_consul_http import ConsulSettings, open_consul_client
@@ -18,6 +24,7 @@ from chassis.timeline import Timeline
 
 DURABLE = "durable"  # a topic that must survive power loss
 PLAIN = "plain"  # one that need not
+HEARTBEAT_SECONDS = 0.3  # of a consumer: members of a group find out about each other that soon, and tests need not wait long
 
 
 class LogWorld(Protocol):
@@ -59,6 +66,37 @@ class EmbeddedLogWorld(EmbeddedWorld):
     async def open(self, topics: Mapping[str, int]) -> AsyncIterator[EventLog]:
         async with self._engines(topics, ()) as engines:
             yield engines.log
+
+
+class KafkaLogWorld:
+    """A log in a cluster that others use, too: its topics have names of their own."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.connection = KafkaConnection(bootstrap_servers)
+        self.prefix = f"test-{secrets.token_hex(6)}."
+
+    @asynccontextmanager
+    async def open(self, topics: Mapping[str, int]) -> AsyncIterator[KafkaLog]:
+        await apply_topics(self.connection, topics, epoch=1, settings=TopicSettings(), prefix=self.prefix)
+        async with open_kafka_log(
+            self.connection,
+            topics,
+            epoch=1,
+            rng=random.Random(1),
+            prefix=self.prefix,
+            start_seconds=10,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+        ) as log:
+            yield log
+
+    async def remove(self) -> None:
+        """Delete its topics: a cluster of many tests' topics is slow."""
+        admin = AIOKafkaAdminClient(**self.connection.client_options())
+        await admin.start()
+        try:
+            await admin.delete_topics([name for name in await admin.list_topics() if name.startswith(self.prefix)])
+        finally:
+            await admin.close()
 
 
 class EmbeddedTimelineWorld(EmbeddedWorld):
