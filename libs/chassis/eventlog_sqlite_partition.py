@@ -98,7 +98,7 @@ class LogPartition:
             self._show(batches)
             committed()
 
-        await self._database.write(execute, committed=show, rows=len(batches))
+        await self._database.write(execute, committed=show, rows=len(batches), single=len(batches) == 1)
 
     def _show(self, batches: Sequence[_Batch]) -> None:
         ring = self._ring

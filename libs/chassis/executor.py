@@ -2,11 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar, TypeVarTuple
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Protocol, TypeAlias, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
+_Call: TypeAlias = "tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], Any]]"
 
 
 class Executor(Protocol):
@@ -24,23 +28,66 @@ class Executor(Protocol):
 
 
 class ThreadExecutor:
-    """One thread of its own, started by the first call."""
+    """One thread of its own, started by the first call.
+
+    Not a concurrent.futures pool: its future of its own beside the loop's, with a lock each, costs twice as much as all of this.
+    """
 
     def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._name = name
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._thread: Thread | None = None
         self._closed = False
 
     async def run(self, function: Callable[[*Args], T], /, *args: *Args) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        if self._closed:
+            raise RuntimeError("the executor is closed")
+        return await self._submit(function, *args)
+
+    def _submit(self, function: Callable[[*Args], T], /, *args: *Args) -> "asyncio.Future[T]":
+        if self._thread is None:
+            # A daemon: who forgets to close must not keep the process from ending.
+            self._thread = Thread(target=_work, args=(self._calls,), name=self._name, daemon=True)
+            self._thread.start()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._calls.put((loop, future, partial(function, *args)))
+        return future
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        last = self._pool.submit(_nothing)  # its turn comes after all earlier calls, and waiting for it does not block the loop
-        self._pool.shutdown(wait=False)
-        await asyncio.wrap_future(last)
-        self._pool.shutdown(wait=True)  # the thread has nothing left to do: this joins it at once
+        if self._thread is not None:
+            last = self._submit(_nothing)  # its turn comes after all earlier calls, and waiting for it does not block the loop
+            self._calls.put(None)
+            await last
+            self._thread.join()  # it has nothing left to do: this joins it at once
+
+
+def _work(calls: "SimpleQueue[_Call | None]") -> None:
+    while (call := calls.get()) is not None:
+        loop, future, function = call
+        if future.cancelled():
+            continue
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            value = function()
+        except BaseException as raised:  # whatever it is, it is the caller's
+            error = raised
+        with suppress(RuntimeError):  # the loop has ended: nobody waits
+            loop.call_soon_threadsafe(_answer, future, value, error)
+        del call, future, function, value, error  # hold nothing while waiting
+
+
+def _answer(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    if future.done():
+        return  # cancelled meanwhile
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
 
 
 class InlineExecutor:

@@ -73,7 +73,7 @@ class StorageError(Exception):
 class _Job(Generic[T]):
     """One caller's part of a transaction."""
 
-    __slots__ = ("committed", "error", "function", "future", "rows", "value")
+    __slots__ = ("committed", "error", "function", "future", "rows", "single", "value")
 
     def __init__(
         self,
@@ -81,8 +81,10 @@ class _Job(Generic[T]):
         future: asyncio.Future[T],
         committed: Callable[[], None] | None,
         rows: int,
+        single: bool,
     ) -> None:
         self.rows = rows
+        self.single = single
         self.function = function
         self.future = future
         self.committed = committed
@@ -144,20 +146,22 @@ class SqliteDatabase:
         *,
         committed: Callable[[], None] | None = None,
         rows: int = PROMPT_ROWS + 1,
+        single: bool = False,
     ) -> Awaitable[T]:
         """Queue a function for the writer's next transaction, in call order; await its result, which is there after the commit.
 
         The function must only execute statements: it runs again from the start if another job of its transaction fails, never
         commits, and never touches the loop. `committed` is called on the loop after the commit, in commit order, even if the
         caller no longer waits. An exception of the function's own undoes that function alone and comes to its caller;
-        StorageError means that the file failed. Cancelling the wait does not undo. `rows` says how many the function writes.
+        StorageError means that the file failed. Cancelling the wait does not undo. `rows` says how many the function writes,
+        `single` that it executes one statement only.
         """
         if self._closing:
             raise StorageError(f"{self.name} is closed")
         if len(self._queue) >= _QUEUE_JOBS:
             raise StorageError(f"{self.name}: {_QUEUE_JOBS} writes wait already")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        job = _Job(function, future, committed, rows)
+        job = _Job(function, future, committed, rows, single)
         if self._prompt is not None and rows <= PROMPT_ROWS and not (self._queue or self._running or self._writer_lent):
             self._finish([job], _commit(self.name, [job], self._writer.connection))  # nobody to share with: no turn of the loop
         else:
@@ -257,10 +261,13 @@ def _commit(name: str, jobs: Sequence[_Job[Any]], connection: sqlite3.Connection
     pending = list(jobs)
     while pending:
         failed = None
+        # One statement is a transaction by itself: that saves two others, each of which has to win the interpreter's lock back.
+        alone = len(pending) == 1 and pending[0].single
         try:
             if connection.in_transaction:  # an earlier rollback failed too; until it succeeds nothing else can
                 connection.execute("ROLLBACK")
-            connection.execute("BEGIN IMMEDIATE")
+            if not alone:
+                connection.execute("BEGIN IMMEDIATE")
             for job in pending:
                 try:
                     job.value = job.function(connection)
@@ -270,9 +277,11 @@ def _commit(name: str, jobs: Sequence[_Job[Any]], connection: sqlite3.Connection
                     failed, job.error = job, error
                     break
             if failed is None:
-                connection.execute("COMMIT")
+                if not alone:
+                    connection.execute("COMMIT")
                 return None
-            connection.execute("ROLLBACK")
+            if not alone:
+                connection.execute("ROLLBACK")
             pending.remove(failed)
         except sqlite3.Error as error:
             cause = _storage_error(name, error)

@@ -86,3 +86,25 @@ async def test_a_cancelled_caller_does_not_stop_a_call_that_has_begun():
     go.set()
     await executor.close()
     assert seen == ["done"]
+
+
+async def test_a_call_whose_loop_has_ended_hurts_no_later_one():
+    executor, begun, go = ThreadExecutor("test"), threading.Event(), threading.Event()
+
+    def slow():
+        begun.set()
+        assert go.wait(5)
+
+    async def give_up():
+        call = asyncio.create_task(executor.run(slow))
+        await asyncio.to_thread(begun.wait, 5)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    def leave_behind():
+        asyncio.run(give_up())
+        go.set()
+
+    await asyncio.to_thread(leave_behind)
+    assert await executor.run(divmod, 7, 2) == (3, 1)
+    await executor.close()

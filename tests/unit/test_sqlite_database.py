@@ -80,6 +80,25 @@ async def test_writes_that_wait_share_the_next_transaction(database: SqliteDatab
     assert await keys(database) == [-1, *range(50)]
 
 
+async def test_a_single_statement_needs_no_transaction_around_it_and_shares_one_with_others(database: SqliteDatabase) -> None:
+    statements: list[str] = []
+    await database.write(lambda c: c.set_trace_callback(statements.append))
+    statements.clear()
+    await database.write(insert(1), single=True)
+    with pytest.raises(sqlite3.IntegrityError):
+        await database.write(insert(1), single=True)
+    assert [statement.split()[0] for statement in statements] == ["INSERT", "INSERT"]
+    held = HeldWriter()
+    first = database.write(held)
+    await asyncio.to_thread(held.running.wait)
+    waiting = [database.write(insert(key), single=True) for key in (2, 1, 3)]
+    held.release.set()
+    await first
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [outcomes[0], type(outcomes[1]), outcomes[2]] == [2, sqlite3.IntegrityError, 3]
+    assert await keys(database) == [-1, 1, 2, 3]
+
+
 async def test_readers_do_not_wait_for_a_write(database: SqliteDatabase) -> None:
     held = HeldWriter()
     writing = database.write(held)
