@@ -10,6 +10,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from chassis.process_config import InternalSettings, ProcessSettings
+from chassis.timeline_cql_metrics import CqlMetrics
+from chassis.timeline_cql_settings import CqlSettings
 from services.gateway.config import GatewaySettings
 from services.gateway.metrics import Metrics
 from services.router.config import RouterSettings
@@ -17,7 +19,7 @@ from services.router.metrics import RouterMetrics
 from services.store.config import StoreSettings
 from services.store.metrics import StoreMetrics
 
-SETTINGS = [ProcessSettings, GatewaySettings, InternalSettings, StoreSettings, RouterSettings]
+SETTINGS = [ProcessSettings, GatewaySettings, InternalSettings, StoreSettings, RouterSettings, CqlSettings]
 TEXT = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 
 
@@ -38,7 +40,7 @@ def default_of(field: FieldInfo) -> str:
 
 def metrics_table() -> str:
     registry = CollectorRegistry()
-    for metrics in (Metrics, StoreMetrics, RouterMetrics):
+    for metrics in (Metrics, StoreMetrics, RouterMetrics, CqlMetrics):
         metrics(registry)
     families = sorted(registry.collect(), key=lambda family: family.name)
     return "\n".join(f"| `{exposed_name(family)}` | {family.type} | {family.documentation} |" for family in families)
@@ -65,5 +67,5 @@ def test_no_setting_and_no_metric_is_named_that_does_not_exist() -> None:
     named = set(re.findall(r"PARLEY_[A-Z_]+[A-Z]", TEXT)) - {"PARLEY_DATA_DIR", "PARLEY_SERVER", "PARLEY_TOKEN"}
     assert named - settings == set()
     metrics = {row.split("`")[1] for row in metrics_table().splitlines()}
-    named = set(re.findall(r"\bparley_(?:gateway|store|router)_\w+", TEXT))
+    named = set(re.findall(r"\bparley_(?:gateway|store|router|timeline)_\w+", TEXT))
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in named} - metrics == set()

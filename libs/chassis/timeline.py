@@ -1,11 +1,13 @@
 """The Timeline port: wide rows with write timestamps, as ScyllaDB and Cassandra offer them.
 
-Implementations: `timeline_sqlite` (embedded). tests/contracts/test_timeline.py runs against each.
+Implementations: `timeline_sqlite` (embedded), `timeline_cql` (ScyllaDB or Cassandra). tests/contracts/test_timeline.py runs against
+each.
 
 A table is a set of partitions (a text key), a partition a sorted set of rows (a bytes key, one bytes value). Tables are declared
 when the timeline is opened. Writes carry a stamp, the database's write timestamp in microseconds: a write whose stamp is lower
-than the row's is ignored, one with an equal stamp overwrites (writers that use a stamp twice write equal content). That makes
-writing again, late, or by two writers harmless, without locks or transactions.
+than the row's is ignored. Writers that use a stamp twice write equal content: of two contents with one stamp engines keep
+different ones (SQLite the later, Cassandra the greater). That makes writing again, late, or by two writers harmless, without locks
+or transactions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +42,10 @@ class Cell(NamedTuple):
 
 class TimelineUnavailableError(Exception):
     """The database did not answer or refused. After `write`: any subset of the partitions may be written, or come yet."""
+
+
+class TimelineSetupError(Exception):
+    """The database is there and can't serve this program: a login, a keyspace, a table, a schema's version. A person has to act."""
 
 
 class Timeline(Protocol):

@@ -15,6 +15,7 @@ _PROBE_SECONDS: Final = 3.0
 # commitlog_sync periodic: group or batch would cap writes at concurrent_writes per window, whatever the CPU does (measured: 2,100
 # mutations/s). A SIGKILL loses nothing, the log is in the page cache; a power loss may lose the last second of this one node,
 # which is why production has three replicas.
+# Batches of up to 40 KB over many partitions are meant: a warning for each would cost server and client more than the batch.
 _CONFIGURATION: Final = """\
 cluster_name: parley
 num_tokens: 1
@@ -42,6 +43,8 @@ memtable_heap_space: 64MiB
 memtable_offheap_space: 64MiB
 concurrent_reads: 8
 concurrent_writes: 64
+batch_size_warn_threshold: 50KiB
+unlogged_batch_across_partitions_warn_threshold: 10000
 cdc_enabled: false
 """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aiokafka.admin import AIOKafkaAdminClient
+from prometheus_client import CollectorRegistry
 
 from chassis.clock import SystemClock
 from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
@@ -20,7 +21,9 @@ from chassis.registry import Registry
 from chassis.registry_consul import open_consul_registry
 from chassis.registry_consul_http import ConsulSettings, open_consul_client
 from chassis.registry_memory import MemoryRegistry
-from chassis.timeline import Timeline
+from chassis.timeline import Cell, Point, Row, Timeline
+from chassis.timeline_cql import open_cql_timeline
+from chassis.timeline_cql_settings import CqlSettings
 
 DURABLE = "durable"  # a topic that must survive power loss
 PLAIN = "plain"  # one that need not
@@ -104,6 +107,44 @@ class EmbeddedTimelineWorld(EmbeddedWorld):
     async def open(self, tables: Sequence[str]) -> AsyncIterator[Timeline]:
         async with self._engines({}, tables) as engines:
             yield engines.timeline
+
+
+class CqlTimelineWorld:
+    """A database that all tests share, each with partitions of its own. Its schema is applied and has version 1."""
+
+    def __init__(self, settings: CqlSettings, prefix: str) -> None:
+        self._settings = settings
+        self._prefix = prefix
+
+    @asynccontextmanager
+    async def open(self, tables: Sequence[str]) -> AsyncIterator[Timeline]:
+        async with open_cql_timeline(self._settings, tables, schema_version=1, metrics=CollectorRegistry()) as timeline:
+            yield OwnPartitions(timeline, self._prefix)
+
+
+class OwnPartitions:
+    """A Timeline whose partitions' names begin with a prefix, unseen by its user."""
+
+    def __init__(self, inner: Timeline, prefix: str) -> None:
+        self._inner = inner
+        self._prefix = prefix
+
+    async def write(self, rows: Sequence[Row]) -> None:
+        await self._inner.write([row._replace(partition=self._prefix + row.partition) for row in rows])
+
+    async def read_points(self, points: Sequence[Point]) -> Mapping[Point, bytes]:
+        theirs = {point._replace(partition=self._prefix + point.partition): point for point in points}
+        found = await self._inner.read_points([point._replace(partition=self._prefix + point.partition) for point in points])
+        return {theirs[point]: value for point, value in found.items()}
+
+    async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
+        found = await self._inner.read_partitions(table, [self._prefix + name for name in partitions], limit)
+        return {name.removeprefix(self._prefix): cells for name, cells in found.items()}
+
+    async def read_range(
+        self, table: str, partition: str, first_key: bytes, last_key: bytes, limit: int, *, descending: bool = False
+    ) -> Sequence[Cell]:
+        return await self._inner.read_range(table, self._prefix + partition, first_key, last_key, limit, descending=descending)
 
 
 class MemoryRegistryWorld:
