@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from chassis.tallies import Tallies
 from parley.api.v1.messaging_service_pb2 import GoAwayReason
 
 _APPEND_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)  # one fsync to a failing engine
@@ -41,6 +42,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.counts = Counts()
         registry.register(self.counts)
+        tallies = Tallies(registry)
         self.sessions = Gauge("parley_gateway_sessions", "Device streams that said Hello.", registry=registry)
         self.streams = Gauge("parley_gateway_streams", "Device streams, those before Hello included.", registry=registry)
         self.abandoned_calls = Gauge(
@@ -59,15 +61,15 @@ class Metrics:
         self.commands_rate_limited = commands.labels("rate_limited")
         self.commands_overloaded = commands.labels("overloaded")
         self.acks_dropped = Counter("parley_gateway_acks_dropped", "Watermarks shed: devices ack again.", registry=registry)
-        self.ack_records = Counter("parley_gateway_ack_records", "Records that merged watermarks became.", registry=registry)
+        self.ack_records = tallies.counter("parley_gateway_ack_records_total", "Records that merged watermarks became.")
         self.bad_frames = Counter("parley_gateway_bad_frames", "Frames that were refused as a whole.", registry=registry)
         goaways = Counter("parley_gateway_goaways", "Goodbyes by reason.", ["reason"], registry=registry)
         self.goaways = {
             number: goaways.labels(name.removeprefix("GO_AWAY_REASON_").lower()) for name, number in GoAwayReason.items() if number
         }
         self.cut_streams = Counter("parley_gateway_cut_streams", "Streams ended because a write was stuck.", registry=registry)
-        self.append_seconds = Histogram(
-            "parley_gateway_append_seconds", "Time of one append to the command log.", registry=registry, buckets=_APPEND_SECONDS
+        self.append_seconds = tallies.histogram(
+            "parley_gateway_append_seconds", "Time of one append to the command log.", _APPEND_SECONDS
         )
         self.append_failures = Counter(
             "parley_gateway_append_failures", "Appends of which the outcome is unknown.", registry=registry

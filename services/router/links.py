@@ -147,6 +147,8 @@ class Links:
 
     async def wait_any(self) -> bool:
         """Wait until a gateway is known, for as long as one may be unreachable; tell whether there is one."""
+        if self._any.is_set():
+            return True
         try:
             async with asyncio.timeout(self._settings.unreachable_seconds):
                 await self._any.wait()

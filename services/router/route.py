@@ -119,9 +119,9 @@ class Router:
         if not await self._links.wait_any():
             return _all_of(events)
         links = self._links.all
+        if len(links) == 1:
+            return await self._deliver_to(links[0], events)
         answers = await asyncio.gather(*(self._deliver_to(link, events) for link in links))
-        if len(answers) == 1:
-            return answers[0]
         common = set.intersection(*({(one.conversation_id, one.seq, one.user_id) for one in answer} for answer in answers))
         return [one for one in answers[0] if (one.conversation_id, one.seq, one.user_id) in common]
 

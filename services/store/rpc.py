@@ -4,10 +4,10 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import grpc
-from prometheus_client import Histogram
 
 from chassis.clock import Clock
 from chassis.errors import Unavailable
+from chassis.tallies import Spread
 from chassis.timeline import TimelineUnavailableError
 from parley.store.v1 import store_service_pb2 as pb
 from parley.store.v1.store_service_pb2_grpc import StoreServiceServicer
@@ -27,31 +27,28 @@ class StoreRpc(StoreServiceServicer):
         self._reader = reader
         self._syncer = syncer
         self._clock = clock
-        seconds = metrics.reads.labels
-        self._sync_seconds, self._events_seconds = seconds("Sync"), seconds("ListEvents")
-        self._conversation_seconds, self._members_seconds = seconds("GetConversation"), seconds("ListMembers")
-        self._recipients_seconds = seconds("ListRecipients")
+        self._metrics = metrics
 
     async def Sync(self, request: pb.SyncRequest, context: Context) -> pb.SyncResponse:
         answer = self._syncer.sync(request.user_id, request.request)
-        return pb.SyncResponse(response=await self._timed(self._sync_seconds, answer))
+        return pb.SyncResponse(response=await self._timed(self._metrics.sync, answer))
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
         answer = self._reader.list_events(request.user_id, request.request)
-        return pb.ListEventsResponse(response=await self._timed(self._events_seconds, answer))
+        return pb.ListEventsResponse(response=await self._timed(self._metrics.list_events, answer))
 
     async def GetConversation(self, request: pb.GetConversationRequest, context: Context) -> pb.GetConversationResponse:
         answer = self._reader.get_conversation(request.user_id, request.request)
-        return pb.GetConversationResponse(response=await self._timed(self._conversation_seconds, answer))
+        return pb.GetConversationResponse(response=await self._timed(self._metrics.get_conversation, answer))
 
     async def ListMembers(self, request: pb.ListMembersRequest, context: Context) -> pb.ListMembersResponse:
         answer = self._reader.list_members(request.user_id, request.request)
-        return pb.ListMembersResponse(response=await self._timed(self._members_seconds, answer))
+        return pb.ListMembersResponse(response=await self._timed(self._metrics.list_members, answer))
 
     async def ListRecipients(self, request: pb.ListRecipientsRequest, context: Context) -> pb.ListRecipientsResponse:
-        return await self._timed(self._recipients_seconds, self._reader.list_recipients(request.conversation_id))
+        return await self._timed(self._metrics.list_recipients, self._reader.list_recipients(request.conversation_id))
 
-    async def _timed(self, seconds: Histogram, answer: Awaitable[T]) -> T:
+    async def _timed(self, seconds: Spread, answer: Awaitable[T]) -> T:
         """Wait for an answer; an engine that fails becomes an error that says to come again."""
         started = self._clock.monotonic()
         try:
