@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from chassis.process_config import InternalSettings, ProcessSettings
+from chassis.registry_consul_http import ConsulSettings
 from chassis.timeline_cql_metrics import CqlMetrics
 from chassis.timeline_cql_settings import CqlSettings
 from services.gateway.config import GatewaySettings
@@ -19,7 +20,7 @@ from services.router.metrics import RouterMetrics
 from services.store.config import StoreSettings
 from services.store.metrics import StoreMetrics
 
-SETTINGS = [ProcessSettings, GatewaySettings, InternalSettings, StoreSettings, RouterSettings, CqlSettings]
+SETTINGS = [ProcessSettings, GatewaySettings, InternalSettings, StoreSettings, RouterSettings, CqlSettings, ConsulSettings]
 TEXT = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 
 

@@ -1,0 +1,237 @@
+"""The registry when Consul is away, slow, has forgotten everything, is somebody else's, or asks who we are."""
+
+import asyncio
+import random
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from engine_fixtures import EnginesOfTheRun
+from own_consul import OwnConsul, open_own_consul
+
+from chassis import registry_consul_session
+from chassis.registry import Instance, Registry, RegistrySession, RegistryUnavailableError
+from chassis.registry_consul import RegistryRefusedError, open_consul_registry
+from chassis.registry_consul_http import ConsulSettings
+
+pytestmark = pytest.mark.engines("consul")
+G1 = Instance("gateway", "g1", "127.0.0.1:1001", "chat.test:443")
+DEADLINE_SECONDS = 30.0
+
+
+def registry_at(address: str, cluster: str = "one", **settings: object) -> AbstractAsyncContextManager[Registry]:
+    return open_consul_registry(
+        ConsulSettings(address=address, **settings), cluster_id=cluster, version="0", rng=random.Random(1)
+    )  # fmt: skip
+
+
+@pytest.fixture
+def consul(tmp_path: Path, engines: EnginesOfTheRun) -> Iterator[OwnConsul]:
+    engines.address("consul")  # skips the test where Consul can't be had
+    with open_own_consul(tmp_path) as consul:
+        yield consul
+
+
+class Seen:
+    """What a registry's two watches have shown."""
+
+    def __init__(self) -> None:
+        self.instances: list[list[Instance]] = []
+        self.holders: list[dict[str, str]] = []
+        self._changed = asyncio.Condition()
+
+    async def until(self, shown: Callable[["Seen"], bool]) -> None:
+        async with asyncio.timeout(DEADLINE_SECONDS), self._changed:
+            await self._changed.wait_for(lambda: shown(self))
+
+    async def follow_instances(self, registry: Registry) -> None:
+        async with aclosing(registry.watch_instances("gateway")) as watch:
+            async for instances in watch:
+                await self._note(self.instances, list(instances))
+
+    async def follow_holders(self, registry: Registry) -> None:
+        async with aclosing(registry.watch_holders("slots/")) as watch:
+            async for holders in watch:
+                await self._note(self.holders, {key: holder.epoch.session_id for key, holder in holders.items()})
+
+    async def _note(self, of: list[object], shown: object) -> None:
+        async with self._changed:
+            of.append(shown)
+            self._changed.notify_all()
+
+
+@asynccontextmanager
+async def seeing(registry: Registry) -> AsyncIterator[Seen]:
+    seen = Seen()
+    following = [asyncio.create_task(seen.follow_instances(registry)), asyncio.create_task(seen.follow_holders(registry))]
+    try:
+        yield seen
+    finally:
+        for task in following:
+            task.cancel()
+        await asyncio.wait(following)
+
+
+async def acquire(session: RegistrySession, key: str) -> bool:
+    """Acquire, over a moment in which the lock is closed or Consul elects."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            with suppress(RegistryUnavailableError):
+                if await session.acquire([key]):
+                    return True
+            await asyncio.sleep(0.1)
+
+
+async def open_again(registry: Registry) -> AbstractAsyncContextManager[RegistrySession]:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            opening = registry.open_session(G1)
+            try:
+                session = await opening.__aenter__()
+            except RegistryUnavailableError:
+                await asyncio.sleep(0.1)
+                continue
+            return Opened(opening, session)
+
+
+class Opened:
+    """A session that is entered already."""
+
+    def __init__(self, opening: AbstractAsyncContextManager[RegistrySession], session: RegistrySession) -> None:
+        self._opening = opening
+        self._session = session
+
+    async def __aenter__(self) -> RegistrySession:
+        return self._session
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._opening.__aexit__(None, None, None)
+
+
+# Consul is away
+
+
+async def test_without_a_consul_there_is_a_clear_error_soon() -> None:
+    async with asyncio.timeout(5):
+        with pytest.raises(RegistryUnavailableError, match=r"http://127\.0\.0\.1:1 can't be reached"):
+            await registry_at("127.0.0.1:1").__aenter__()
+
+
+async def test_a_consul_that_hangs_is_unavailable_within_a_deadline_and_ends_nothing(consul: OwnConsul) -> None:
+    async with registry_at(consul.address) as registry, registry.open_session(G1) as session, seeing(registry) as seen:
+        assert await session.acquire(["slots/1"])
+        await seen.until(lambda seen: seen.holders[-1:] == [{"slots/1": session.session_id}])
+        consul.signal(signal.SIGSTOP)
+        lost = asyncio.create_task(session.wait_lost())
+        try:
+            async with asyncio.timeout(5):
+                with pytest.raises(RegistryUnavailableError, match="in time"):
+                    await session.acquire(["slots/2"])
+        finally:
+            consul.signal(signal.SIGCONT)
+        assert await acquire(session, "slots/2")
+        await seen.until(lambda seen: len(seen.holders[-1]) == 2)
+        assert not lost.done()
+        assert all(shown == [G1] for shown in seen.instances[seen.instances.index([G1]) :])
+        lost.cancel()
+        await asyncio.wait([lost])
+
+
+@pytest.mark.parametrize("data", ["kept", "lost"])
+async def test_a_consul_that_comes_back_is_used_again_and_nothing_is_said_to_be_gone(consul: OwnConsul, data: str) -> None:
+    async with registry_at(consul.address) as registry, seeing(registry) as seen:
+        async with registry.open_session(G1) as session:
+            assert await session.acquire(["slots/1"])
+            await seen.until(lambda seen: seen.holders[-1:] == [{"slots/1": session.session_id}] and seen.instances[-1:] == [[G1]])
+            shown = len(seen.holders), len(seen.instances)
+            lost = asyncio.create_task(session.wait_lost())
+            consul.stop()
+            with pytest.raises(RegistryUnavailableError, match="can't be reached"):
+                await session.acquire(["slots/1"])
+            await asyncio.sleep(0.5)  # time in which a watch could show what is not so
+            assert shown == (len(seen.holders), len(seen.instances))
+            assert not lost.done()
+            if data == "lost":
+                consul.lose_data()
+            consul.start()
+            if data == "lost":
+                async with asyncio.timeout(DEADLINE_SECONDS):
+                    await lost
+            elif not lost.done():
+                assert await acquire(session, "slots/1") or lost.done()
+            lost.cancel()
+            await asyncio.wait([lost])
+        async with await open_again(registry) as again:
+            assert await acquire(again, "slots/1")
+            await seen.until(lambda seen: seen.holders[-1:] == [{"slots/1": again.session_id}])
+            await seen.until(lambda seen: seen.instances[-1:] == [[G1]])
+        assert all(instances == [G1] for instances in seen.instances[shown[1] :])
+
+
+# An instance stops
+
+
+async def test_an_instance_that_stops_is_gone_after_some_seconds(engines: EnginesOfTheRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with registry_at(engines.address("consul"), prefix=f"test-{uuid.uuid4().hex}") as registry, seeing(registry) as seen:
+        monkeypatch.setattr(registry_consul_session, "_RENEW_SECONDS", 3600.0)  # as if its loop stood still
+        async with registry.open_session(G1) as session:
+            began = time.monotonic()
+            await session.acquire(["slots/1"])
+            await seen.until(lambda seen: seen.instances[-1:] == [[G1]] and len(seen.holders[-1]) == 1)
+            await seen.until(lambda seen: seen.instances[-1:] == [[]] and seen.holders[-1] == {})
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await session.wait_lost()
+            assert time.monotonic() - began > registry_consul_session.CHECK_SECONDS - 1  # it was not gone for another reason
+
+
+# Whose Consul it is
+
+
+async def test_two_clusters_under_one_prefix_are_told_apart(engines: EnginesOfTheRun) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+    async with registry_at(engines.address("consul"), "one", prefix=prefix):
+        pass
+    with pytest.raises(RegistryRefusedError, match=rf"{prefix}/ in this Consul belong to cluster 'one', not to 'two'.*PREFIX"):
+        await registry_at(engines.address("consul"), "two", prefix=prefix).__aenter__()
+    async with registry_at(engines.address("consul"), "one", prefix=prefix):
+        pass
+
+
+ROOT_TOKEN = str(uuid.UUID(int=1))
+RULES = """
+key_prefix "parley/" { policy = "write" }
+service_prefix "parley-" { policy = "write" }
+session_prefix "" { policy = "write" }
+node_prefix "" { policy = "read" }
+"""
+
+
+async def test_a_token_that_may_not_is_refused_clearly_and_one_that_may_do_what_the_document_says_suffices(
+    tmp_path: Path, engines: EnginesOfTheRun
+) -> None:
+    engines.address("consul")
+    rules = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert RULES.strip() in rules
+    tokens = {"initial_management": ROOT_TOKEN, "agent": ROOT_TOKEN}
+    token_file = tmp_path / "token"
+    with open_own_consul(tmp_path / "consul", {"acl": {"enabled": True, "default_policy": "deny", "tokens": tokens}}) as consul:
+        with pytest.raises(RegistryRefusedError, match=r"PARLEY_CONSUL_TOKEN_FILE.*operations"):
+            await registry_at(consul.address).__aenter__()
+        token_file.write_text(str(uuid.uuid4()))
+        with pytest.raises(RegistryRefusedError, match=f"{token_file}.*operations"):
+            await registry_at(consul.address, token_file=token_file).__aenter__()
+        with pytest.raises(RegistryRefusedError, match="nosuch"):
+            await registry_at(consul.address, token_file=tmp_path / "nosuch").__aenter__()
+        consul.put("/v1/acl/policy", {"Name": "parley", "Rules": RULES}, ROOT_TOKEN)
+        token = consul.put("/v1/acl/token", {"Policies": [{"Name": "parley"}]}, ROOT_TOKEN)
+        token_file.write_text(token["SecretID"] + "\n")
+        async with registry_at(consul.address, token_file=token_file) as registry, seeing(registry) as seen:
+            async with registry.open_session(G1) as session:
+                assert await session.acquire(["slots/1"])
+                await seen.until(lambda seen: seen.holders[-1:] == [{"slots/1": session.session_id}])
+                await seen.until(lambda seen: seen.instances[-1:] == [[G1]])
+            await seen.until(lambda seen: seen.instances[-1:] == [[]])
