@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "chassis": set(),
     "parley_protocol": set(),
     "parley_checker": {"parley", "parley_protocol"},
-    "parley_client": {"chassis", "parley", "parley_protocol"},
+    "parley_client": {"chassis", "parley", "parley_protocol", "parley_checker"},
     "parley_engines": set(),
     "parley_cluster": {"chassis", "parley_engines", "parley_protocol", "services.gateway"},
     "services.gateway": {"chassis", "parley", "parley_protocol"},

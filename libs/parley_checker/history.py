@@ -66,6 +66,43 @@ class Shown(NamedTuple):
     entry: Entry
 
 
+class Mark(NamedTuple):
+    """Watermarks of a member as a device was told them; its own user's, too."""
+
+    run: int
+    conversation_id: str
+    user_id: str
+    delivered_seq: int
+    read_seq: int
+
+
+class ReadBack(NamedTuple):
+    """A read through any gateway, begun when the reader knew that `least_seq` was stored: the head that it found."""
+
+    conversation_id: str
+    least_seq: int
+    head_seq: int
+
+
+class View(NamedTuple):
+    """What a settled device shows of a conversation at the end."""
+
+    conversation_id: str
+    held_seq: int
+    head_seq: int
+    read_seq: int
+    unread_count: int
+
+
+class Settled(NamedTuple):
+    """The device was online and quiet at the end. `first_held`: per conversation the oldest seq that it fetched; absent: 1."""
+
+    first_held: Mapping[str, int]
+
+
+Fact = Asked | Answered | Shown | Mark | ReadBack | View | Settled
+
+
 @dataclass
 class DeviceHistory:
     """What one device did, each list in the order of its happening."""
@@ -73,8 +110,32 @@ class DeviceHistory:
     asked: list[Asked] = field(default_factory=list)
     answered: list[Answered] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    reads: list[ReadBack] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
     settled: bool = False  # it was online and quiet at the end, so all that it may see must have been shown
     first_held: Mapping[str, int] = field(default_factory=dict)  # per conversation: the oldest seq it fetched; absent: 1
+
+    def take(self, fact: Fact) -> None:
+        """Add a fact."""
+        match fact:
+            case Asked():
+                self.asked.append(fact)
+            case Answered(request_id, conversation_id, _):
+                if not conversation_id:  # of a command of an earlier run, whose recorder knew the conversation
+                    known = (one.conversation_id for one in reversed(self.asked) if one.request_id == request_id)
+                    fact = fact._replace(conversation_id=next(known, ""))
+                self.answered.append(fact)
+            case Shown():
+                self.shown.append(fact)
+            case Mark():
+                self.marks.append(fact)
+            case ReadBack():
+                self.reads.append(fact)
+            case View():
+                self.views.append(fact)
+            case Settled():
+                self.settled, self.first_held = True, fact.first_held
 
 
 @dataclass

@@ -1,11 +1,15 @@
-"""The judge: a pure function from a history to a verdict, one conversation at a time."""
+"""The judge: a pure function from a history to a verdict, one conversation at a time.
+
+Its work grows with the facts, not with devices times conversations: some hundred thousand messages are judged in seconds.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations_with_replacement
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from parley_checker.history import Answered, Asked, Device, DeviceHistory, Entry, History
+from parley_checker.guarantees import Guarantee
+from parley_checker.history import Answered, Asked, Device, DeviceHistory, Entry, History, Mark, ReadBack, View
+from parley_checker.judge_views import judge_marks, judge_reads, judge_views
 from parley_checker.verdict import Fault, Verdict
 from parley_protocol.ids import DIRECT_PREFIX, direct_conversation_id
 
@@ -16,6 +20,14 @@ class _Conversation(NamedTuple):
     asked: dict[Device, list[Asked]]
     answered: dict[Device, list[Answered]]
     shown: dict[Device, list[tuple[int, Entry]]]
+    marks: dict[Device, list[Mark]]
+    reads: dict[Device, list[ReadBack]]
+    views: dict[Device, View]
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return no facts."""
+        return cls(defaultdict(list), defaultdict(list), defaultdict(list), defaultdict(list), defaultdict(list), {})
 
 
 def judge(history: History) -> Verdict:
@@ -24,25 +36,53 @@ def judge(history: History) -> Verdict:
         raise ValueError("a history without a reading of the tables proves nothing")
     verdict = Verdict()
     (_, truth), *others = history.readings.items()
-    directs = _directs(history)
+    peers, devices_of = _peers(history, truth), _devices_of(history)
     for conversation_id, facts in sorted(_by_conversation(history, truth).items()):
         stored = _judge_timeline(conversation_id, truth.get(conversation_id, ()), verdict)
         for source, reading in others:
             _judge_reading(source, stored, reading.get(conversation_id, ()), conversation_id, verdict)
         _judge_commands(facts, stored, history, verdict)
-        views = _views(conversation_id, stored, directs)
-        for device, device_history in history.devices.items():
-            _judge_device(conversation_id, device, device_history, facts, stored, views.get(device.user_id, ()), verdict)
+        stays = _stays(conversation_id, stored, peers)
+        concerned = {device: None for user in stays for device in devices_of.get(user, ())} | dict.fromkeys(facts.shown)
+        for device in concerned:
+            own = history.devices[device]
+            _judge_device(conversation_id, device, own, facts, stored, stays.get(device.user_id, ()), verdict)
+        judge_marks(facts.marks, verdict)
+        judge_reads(facts.reads, stored, verdict)
+        judge_views(facts.views, stored, stays, verdict)
     return verdict
 
 
-def _directs(history: History) -> dict[str, tuple[str, str]]:
-    users = sorted({device.user_id for device in history.devices})
-    return {direct_conversation_id(*pair): pair for pair in combinations_with_replacement(users, 2)}
+def _devices_of(history: History) -> dict[str, list[Device]]:
+    """Return each user's devices."""
+    devices: dict[str, list[Device]] = defaultdict(list)
+    for device in history.devices:
+        devices[device.user_id].append(device)
+    return devices
+
+
+def _peers(history: History, truth: Mapping[str, Sequence[Entry]]) -> dict[str, set[str]]:
+    """Return the two users (or the one) of each 1-1 conversation: those whose ids its id is made of, else those who wrote."""
+    recorded = {device.user_id for device in history.devices}
+    known: dict[str, dict[str, str]] = {}  # user -> conversation -> peer
+
+    def peer_of(user: str, conversation_id: str) -> str | None:
+        if user not in known:
+            known[user] = {direct_conversation_id(user, peer): peer for peer in recorded | {user}}
+        return known[user].get(conversation_id)
+
+    peers: dict[str, set[str]] = {}
+    for conversation_id, timeline in truth.items():
+        if not conversation_id.startswith(DIRECT_PREFIX):
+            continue
+        actors = {entry.actor.user_id for entry in timeline}
+        pairs = ({actor, peer} for actor in sorted(actors) if (peer := peer_of(actor, conversation_id)) is not None)
+        peers[conversation_id] = next(pairs, actors)
+    return peers
 
 
 def _by_conversation(history: History, truth: Mapping[str, Sequence[Entry]]) -> dict[str, _Conversation]:
-    facts: dict[str, _Conversation] = defaultdict(lambda: _Conversation(defaultdict(list), defaultdict(list), defaultdict(list)))
+    facts: dict[str, _Conversation] = defaultdict(_Conversation.empty)
     for conversation_id in truth:
         facts[conversation_id]  # a timeline that no device knows of is judged too
     for device, own in history.devices.items():
@@ -52,6 +92,13 @@ def _by_conversation(history: History, truth: Mapping[str, Sequence[Entry]]) -> 
             facts[answered.conversation_id].answered[device].append(answered)
         for run, entry in own.shown:
             facts[entry.conversation_id].shown[device].append((run, entry))
+        for mark in own.marks:
+            facts[mark.conversation_id].marks[device].append(mark)
+        for read in own.reads:
+            facts[read.conversation_id].reads[device].append(read)
+        if own.settled:
+            for view in own.views:
+                facts[view.conversation_id].views[device] = view
     return facts
 
 
@@ -62,20 +109,23 @@ def _judge_timeline(conversation_id: str, timeline: Iterable[Entry], verdict: Ve
     head = 0
     for entry in timeline:
         if entry.seq in stored:
-            verdict.blame(Fault.DUPLICATED, f"{conversation_id} seq {entry.seq} was read twice")
+            verdict.blame(Fault.DUPLICATED, Guarantee.ONE_ORDER, f"{conversation_id} seq {entry.seq} was read twice")
             continue
         if entry.seq < head:
-            verdict.blame(Fault.MISORDERED, f"{conversation_id} seq {entry.seq} was read after seq {head}")
+            verdict.blame(Fault.MISORDERED, Guarantee.ONE_ORDER, f"{conversation_id} seq {entry.seq} was read after seq {head}")
         stored[entry.seq] = entry
         head = max(head, entry.seq)
         first = seq_of.setdefault((entry.actor, entry.request_id), entry.seq)
         if first != entry.seq:
-            verdict.blame(Fault.DUPLICATED, f"{conversation_id} holds {_name(entry)} also as seq {first}")
+            verdict.blame(Fault.DUPLICATED, Guarantee.ONCE, f"{conversation_id} holds {_name(entry)} also as seq {first}")
     missing = head - len(stored)
     if missing:
         at = next(seq for seq in range(1, head + 1) if seq not in stored)
-        verdict.blame(Fault.GAPS, f"{conversation_id} holds nothing at seq {at} though its head is {head}", missing)
+        what = f"{conversation_id} holds nothing at seq {at} though its head is {head}"
+        verdict.blame(Fault.GAPS, Guarantee.CONTIGUOUS, what, missing)
     verdict.stored += len(stored)
+    verdict.judged[Guarantee.ONCE] += len(stored)
+    verdict.judged[Guarantee.CONTIGUOUS] += head
     return stored
 
 
@@ -87,7 +137,7 @@ def _judge_reading(
     for seq in sorted(stored.keys() | found.keys()):
         truth, told = stored.get(seq), found.get(seq)
         if truth != told:
-            verdict.blame(Fault.DISAGREEING, f"{conversation_id} seq {seq}: {source} says {told}, not {truth}")
+            verdict.blame(Fault.DISAGREEING, Guarantee.ONE_ORDER, f"{conversation_id} seq {seq}: {source} says {told}, not {truth}")
 
 
 def _judge_commands(facts: _Conversation, stored: Mapping[int, Entry], history: History, verdict: Verdict) -> None:
@@ -105,8 +155,13 @@ def _judge_commands(facts: _Conversation, stored: Mapping[int, Entry], history: 
                 verdict.unanswered += 1
             if seq is None:
                 continue
+            verdict.judged[Guarantee.SENDERS_ORDER] += 1
             if seq < last:
-                verdict.blame(Fault.MISORDERED, f"{_name(stored[seq])} was asked for after what is stored as seq {last}")
+                verdict.blame(
+                    Fault.MISORDERED,
+                    Guarantee.SENDERS_ORDER,
+                    f"{_name(stored[seq])} was asked for after what is stored as seq {last}",
+                )
             last = max(last, seq)
     for device, answered in facts.answered.items():
         if device not in facts.asked:
@@ -114,11 +169,12 @@ def _judge_commands(facts: _Conversation, stored: Mapping[int, Entry], history: 
     for entry in stored.values():
         if entry.actor not in history.devices:
             continue  # nobody recorded what this device asked for
+        verdict.judged[Guarantee.INTACT] += 1
         origin = wanted.get((entry.actor, entry.request_id))
         if origin is None:
-            verdict.blame(Fault.INVENTED, f"{_name(entry)} is stored, its device never asked for it")
+            verdict.blame(Fault.INVENTED, Guarantee.INTACT, f"{_name(entry)} is stored, its device never asked for it")
         elif (origin.kind, origin.body) != (entry.kind, entry.body):
-            verdict.blame(Fault.CORRUPTED, f"{_name(entry)} is stored with another content than was asked for")
+            verdict.blame(Fault.CORRUPTED, Guarantee.INTACT, f"{_name(entry)} is stored with another content than was asked for")
 
 
 def _judge_answers(
@@ -131,34 +187,36 @@ def _judge_answers(
     """Judge one device's outcomes against each other and the tables; return them by request."""
     fates: dict[bytes, int] = {}
     for answer in answers:
-        name = f"{device.user_id}/{device.device_id} {answer.request_id.hex()} in {answer.conversation_id}"
+        name = f"{device} {answer.request_id.hex()} in {answer.conversation_id}"
         if answer.request_id in fates:
             before = fates[answer.request_id]
             if before != answer.seq:
-                verdict.blame(Fault.CONTRADICTED, f"{name} was answered {answer.seq} after {before} (0: rejected)")
+                verdict.blame(Fault.CONTRADICTED, Guarantee.ONCE, f"{name} was answered {answer.seq} after {before} (0: rejected)")
             continue
         fates[answer.request_id] = answer.seq
         at = seq_of.get((device, answer.request_id))
         if not answer.seq:
             verdict.rejected += 1
             if at is not None:
-                verdict.blame(Fault.CONTRADICTED, f"{name} was rejected and is stored as seq {at}")
+                verdict.blame(Fault.CONTRADICTED, Guarantee.ONCE, f"{name} was rejected and is stored as seq {at}")
             continue
         verdict.acked += 1
+        verdict.judged[Guarantee.STORED] += 1
         if at is None:
-            verdict.blame(Fault.LOST, f"{name} was accepted as seq {answer.seq} and is not stored")
+            verdict.blame(Fault.LOST, Guarantee.STORED, f"{name} was accepted as seq {answer.seq} and is not stored")
         elif not _is(stored.get(answer.seq), device, answer.request_id):
-            verdict.blame(Fault.CONTRADICTED, f"{name} was accepted as seq {answer.seq} and is stored as seq {at}")
+            what = f"{name} was accepted as seq {answer.seq} and is stored as seq {at}"
+            verdict.blame(Fault.CONTRADICTED, Guarantee.STORED, what)
     return fates
 
 
-def _views(
-    conversation_id: str, stored: Mapping[int, Entry], directs: Mapping[str, tuple[str, str]]
+def _stays(
+    conversation_id: str, stored: Mapping[int, Entry], peers: Mapping[str, set[str]]
 ) -> dict[str, Sequence[tuple[int, int]]]:
     """Return each user's stays, first and last seq inclusive, as the stored timeline tells them."""
     head = max(stored, default=0)
     if conversation_id.startswith(DIRECT_PREFIX):
-        return {user: [(1, head)] for user in directs.get(conversation_id, ())}
+        return {user: [(1, head)] for user in sorted(peers.get(conversation_id, ()))}
     stays: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for seq in sorted(stored):
         for user in stored[seq].joined:
@@ -180,7 +238,7 @@ def _judge_device(
     verdict: Verdict,
 ) -> None:
     """Judge what one device showed: in order, once a run, as stored, nothing foreign, nothing missing."""
-    who = f"{device.user_id}/{device.device_id}"
+    who = str(device)
     visible = {seq for first, last in stays for seq in range(first, last + 1)}
     held = {answer.seq for answer in facts.answered.get(device, ())}  # its own commands come as outcomes
     latest, seen, current = 0, set[int](), None
@@ -188,23 +246,37 @@ def _judge_device(
         if run != current:
             latest, seen, current = 0, set(), run
         if entry.seq in seen:
-            verdict.blame(Fault.DUPLICATED, f"{who} showed {_name(entry)} twice")
+            verdict.blame(Fault.DUPLICATED, Guarantee.SHOWN_ONCE, f"{who} showed {_name(entry)} twice")
         elif entry.seq < latest:
-            verdict.blame(Fault.MISORDERED, f"{who} showed {_name(entry)} after seq {latest}")
+            verdict.blame(Fault.MISORDERED, Guarantee.ONE_ORDER, f"{who} showed {_name(entry)} after seq {latest}")
         seen.add(entry.seq)
         held.add(entry.seq)
         latest = max(latest, entry.seq)
         truth = stored.get(entry.seq)
         if entry != truth:
-            verdict.blame(Fault.DISAGREEING, f"{who} showed {_name(entry)}, stored is {_name(truth) if truth else 'nothing'}")
+            verdict.blame(
+                Fault.DISAGREEING,
+                Guarantee.ONE_ORDER,
+                f"{who} showed {_name(entry)}, stored is {_name(truth) if truth else 'nothing'}",
+            )
         if entry.seq not in visible:
-            verdict.blame(Fault.LEAKED, f"{who} showed {_name(entry)}, whose user was no member then")
+            verdict.blame(Fault.LEAKED, Guarantee.MEMBERS_ONLY, f"{who} showed {_name(entry)}, whose user was no member then")
+    showed = len(facts.shown.get(device, ()))
+    for guarantee in (Guarantee.ONE_ORDER, Guarantee.SHOWN_ONCE, Guarantee.MEMBERS_ONLY):
+        verdict.judged[guarantee] += showed
     if not own.settled:
         return
     first_held = own.first_held.get(conversation_id, 1)
-    missing = sorted(seq for seq in visible if seq >= first_held and seq in stored and seq not in held)
+    due = [seq for seq in visible if seq >= first_held and seq in stored]
+    verdict.judged[Guarantee.COMPLETE] += len(due)
+    missing = sorted(seq for seq in due if seq not in held)
     if missing:
-        verdict.blame(Fault.LOST, f"{who} never showed {_name(stored[missing[0]])} nor {len(missing) - 1} others", len(missing))
+        verdict.blame(
+            Fault.LOST,
+            Guarantee.COMPLETE,
+            f"{who} never showed {_name(stored[missing[0]])} nor {len(missing) - 1} others",
+            len(missing),
+        )
 
 
 def _is(entry: Entry | None, device: Device, request_id: bytes) -> bool:
@@ -212,5 +284,5 @@ def _is(entry: Entry | None, device: Device, request_id: bytes) -> bool:
 
 
 def _name(entry: Entry) -> str:
-    command = f"{entry.actor.user_id}/{entry.actor.device_id} {entry.request_id.hex()}"
+    command = f"{entry.actor} {entry.request_id.hex()}"
     return f"{entry.kind} {command} ({entry.conversation_id} seq {entry.seq})"

@@ -17,6 +17,7 @@ COMMANDS = {  # name: (module of this package, its click command), in the order 
     "demo": ("demo", "demo"),
     "bench": ("bench", "bench"),
     "simulate": ("simulate", "simulate"),
+    "check": ("check", "check"),
     "engines": ("engines", "engines"),
 }
 

@@ -4,7 +4,8 @@ import asyncio
 import shutil
 import tempfile
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -17,11 +18,12 @@ from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
 from parley_cli.bench_reads import read_timeline
 from parley_cli.connection import local_token
-from parley_cli.failures import CommandError
+from parley_cli.failures import CommandError, SetupError
 from parley_cli.recorded_device import RecordedDevice, open_recorded_device
 from parley_cli.server_process import ServerProcess, open_server_process, run_until_signal
 from parley_cli.table_files import read_timelines
 from parley_client import MemoryStore, SqliteStore, Store
+from parley_client.recording import RecordFile, open_record_file
 from parley_protocol.ids import direct_conversation_id
 
 ALICE_PHONE, ALICE_LAPTOP = Device("alice", "phone"), Device("alice", "laptop")
@@ -49,13 +51,14 @@ class Story:
 class Stage:
     """The running demo: its server, its devices, its facts."""
 
-    def __init__(self, folder: Path, stack: AsyncExitStack, story: Story) -> None:
+    def __init__(self, folder: Path, stack: AsyncExitStack, story: Story, file: RecordFile | None) -> None:
         self.data_dir = folder / "data"
         self.history = History()
         self.devices: dict[Device, RecordedDevice] = {}
         self.story = story
         self.address = "127.0.0.1:0"
         self._folder = folder
+        self._file = file
         self._stack = stack
         self._server: ServerProcess
         self._runs: dict[Device, int] = {}
@@ -83,7 +86,9 @@ class Stage:
         run = self._runs[device] = self._runs.get(device, 0) + 1
         store: Store = SqliteStore(self._folder / "tablet.db") if device == BOB_TABLET else MemoryStore()
         closing = await self._stack.enter_async_context(AsyncExitStack())
-        opened = open_recorded_device(self.address, self.token(device.user_id), device, store, self.history, run=run)
+        opened = open_recorded_device(
+            self.address, self.token(device.user_id), device, store, self.history, run=run, file=self._file
+        )
         recorded = self.devices[device] = await closing.enter_async_context(opened)
         self._closing[device] = closing
         await recorded.client.caught_up()
@@ -111,10 +116,10 @@ class Stage:
         return True
 
 
-async def play(folder: Path, story: Story, messages: int) -> Verdict:
-    """Play all acts and judge them."""
+async def play(folder: Path, story: Story, messages: int, file: RecordFile | None) -> Verdict:
+    """Play all acts and judge them; write all facts to the file, if there is one."""
     async with AsyncExitStack() as stack:
-        stage = Stage(folder, stack, story)
+        stage = Stage(folder, stack, story, file)
         await stage.start_server()
         story.tell("server", f"ready on {stage.address}")
         for device in (ALICE_PHONE, ALICE_LAPTOP, BOB_PHONE, BOB_TABLET):
@@ -128,8 +133,8 @@ async def play(folder: Path, story: Story, messages: int) -> Verdict:
         else:
             late = f"not all is answered and shown after {_STEP_SECONDS:.0f} s; the judge will say what is missing"
             story.tell("devices", late, "red")
-        for facts in stage.history.devices.values():
-            facts.settled = True
+        for recorded in stage.devices.values():
+            recorded.settle()
         async with grpc.aio.insecure_channel(stage.address) as channel:
             stub = MessagingServiceStub(channel)
             events = [entry_of(event) async for event in read_timeline(stub, stage.token("alice"), CONVERSATION)]
@@ -139,6 +144,9 @@ async def play(folder: Path, story: Story, messages: int) -> Verdict:
         await stage.stop_server()
         story.tell("server", "stopped; reading its files")
         stage.history.readings["the files"] = read_timelines(stage.data_dir)
+        if file is not None:
+            for source, reading in stage.history.readings.items():
+                file.note_stored(source, chain.from_iterable(reading.values()))
         return judge(stage.history)
 
 
@@ -208,7 +216,10 @@ async def _act_kill(stage: Stage, messages: int) -> None:
 @click.option(
     "--messages", type=click.IntRange(min=10), default=150, show_default=True, help="What each user writes around the kill."
 )
-def demo(messages: int) -> None:
+@click.option(
+    "--record", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write what happened, for parley check."
+)
+def demo(messages: int, record: Path | None) -> None:
     """Show two users with two devices each, on a server of their own that is killed in mid-traffic.
 
     The last line judges the delivery contract from what the devices asked, were answered and show, and from what the tables hold
@@ -216,7 +227,10 @@ def demo(messages: int) -> None:
     """
     folder = Path(tempfile.mkdtemp(prefix="parley-demo-"))
     try:
-        verdict = run_until_signal(play(folder, Story(), messages))
+        with open_record_file(record) if record else nullcontext() as file:
+            verdict = run_until_signal(play(folder, Story(), messages, file))
+    except OSError as error:
+        raise SetupError(f"{record}: {error.strerror}") from None
     except TimeoutError:
         raise CommandError("what should take a moment did not happen in time; the lines above say where it stopped") from None
     finally:
@@ -224,6 +238,8 @@ def demo(messages: int) -> None:
     for story in verdict.stories:
         click.echo(story, err=True)
     kept = verdict.kept and not verdict.unanswered and not verdict.rejected
+    if record:
+        click.echo(f"recorded in {record}; judge it again with: parley check {record}")
     click.secho(verdict.line(), fg="green" if kept else "red", bold=True)
     if not kept:
         raise click.exceptions.Exit(1)

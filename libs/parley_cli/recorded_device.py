@@ -3,11 +3,12 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from chassis.tasks import Tasks, open_tasks
-from parley_checker.history import Answered, Asked, Device, DeviceHistory, History, Shown, entry_of
+from parley_checker.history import Device, Fact, History
 from parley_client import Client, ClosedError, RejectedError, Store, Ticket, TimelineEvent, open_client
+from parley_client.recording import Recorder, RecordFile
 from parley_protocol.ids import direct_conversation_id, group_conversation_id
 
 
@@ -21,12 +22,11 @@ class Impatient(random.Random):
 class RecordedDevice:
     """One run of a device's app; made by `open_recorded_device`."""
 
-    def __init__(self, client: Client, device: Device, facts: DeviceHistory, run: int, tasks: Tasks) -> None:
+    def __init__(self, client: Client, device: Device, recorder: Recorder, tasks: Tasks) -> None:
         self.client = client
         self.device = device
         self.on_event: Callable[[TimelineEvent], None] = _ignore
-        self._facts = facts
-        self._run = run
+        self._recorder = recorder
         self._tasks = tasks
         self._moved = asyncio.Event()
         self._outcomes = set[asyncio.Task[None]]()
@@ -44,33 +44,28 @@ class RecordedDevice:
     async def say(self, body: bytes, *, to_user: str) -> Ticket:
         """Send a message to a user, composed in sight of all that was shown."""
         conversation_id = direct_conversation_id(self.device.user_id, to_user)
-        ticket = await self.client.send(to_user=to_user, body=body, seen_seq=self.shown(conversation_id))
-        return self._note_asked(ticket, conversation_id, "message", body)
+        return self._follow(await self.client.send(to_user=to_user, body=body, seen_seq=self.shown(conversation_id)))
 
     async def say_in(self, conversation_id: str, body: bytes) -> Ticket:
         """Send a message into a conversation, likewise."""
-        ticket = await self.client.send(conversation=conversation_id, body=body, seen_seq=self.shown(conversation_id))
-        return self._note_asked(ticket, conversation_id, "message", body)
+        return self._follow(await self.client.send(conversation=conversation_id, body=body, seen_seq=self.shown(conversation_id)))
 
     async def create_group(self, title: str, members: Sequence[str]) -> str:
         """Create a group; return its id."""
-        ticket = await self.client.create_group(title, members)
-        conversation_id = group_conversation_id(*self.device, ticket.request_id)
-        self._note_asked(ticket, conversation_id, "group_created", b"")
-        return conversation_id
+        ticket = self._follow(await self.client.create_group(title, members))
+        return group_conversation_id(*self.device, ticket.request_id)
 
     async def add_members(self, conversation_id: str, users: Sequence[str]) -> Ticket:
         """Add users to a group."""
-        return self._note_asked(await self.client.add_members(conversation_id, users), conversation_id, "members_added", b"")
+        return self._follow(await self.client.add_members(conversation_id, users))
 
     async def leave(self, conversation_id: str) -> Ticket:
         """Leave a group."""
-        return self._note_asked(await self.client.leave(conversation_id), conversation_id, "member_left", b"")
+        return self._follow(await self.client.leave(conversation_id))
 
-    def _note_asked(self, ticket: Ticket, conversation_id: str, kind: str, body: bytes) -> Ticket:
-        self._facts.asked.append(Asked(ticket.request_id, conversation_id, kind, body))
-        self._follow(ticket, conversation_id)
-        return ticket
+    def settle(self) -> None:
+        """Note that all is answered and shown: whatever is missing is lost."""
+        self._recorder.settle(self.client.conversations())
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that events, outcomes or receipts bring about."""
@@ -79,35 +74,29 @@ class RecordedDevice:
             await self._moved.wait()
 
     def begin(self) -> None:
-        """Show events, and note the outcomes of what an earlier run asked."""
-        conversations = {asked.request_id: asked.conversation_id for asked in self._facts.asked}
+        """Show events, and follow what an earlier run asked."""
         for ticket in self.client.pending():
-            self._follow(ticket, conversations[ticket.request_id])
+            self._follow(ticket)
         self._tasks.spawn(self._show(), name="events")
         self._tasks.spawn(self._watch(), name="notices")
 
     async def end(self) -> None:
-        """Note the last outcomes, once the client is closed."""
+        """Wait for the last outcomes, once the client is closed."""
         await asyncio.gather(*self._outcomes)
 
-    def _follow(self, ticket: Ticket, conversation_id: str) -> None:
-        outcome = self._tasks.spawn(self._note_outcome(ticket, conversation_id), name="outcome")
+    def _follow(self, ticket: Ticket) -> Ticket:
+        outcome = self._tasks.spawn(self._wait_for(ticket), name="outcome")
         self._outcomes.add(outcome)
         outcome.add_done_callback(self._outcomes.discard)
+        return ticket
 
-    async def _note_outcome(self, ticket: Ticket, conversation_id: str) -> None:
-        try:
-            seq = (await ticket.accepted()).seq
-        except RejectedError:
-            seq = 0
-        except ClosedError:
-            return  # the command stays in the store; the next run learns its outcome
-        self._facts.answered.append(Answered(ticket.request_id, conversation_id, seq))
+    async def _wait_for(self, ticket: Ticket) -> None:
+        with suppress(RejectedError, ClosedError):  # closed: the command stays in the store; the next run learns its outcome
+            await ticket.accepted()
         self._moved.set()
 
     async def _show(self) -> None:
         async for event in self.client.events():
-            self._facts.shown.append(Shown(self._run, entry_of(event.event)))
             self._shown[event.conversation_id] = event.seq
             self.on_event(event)
             self._moved.set()
@@ -120,12 +109,21 @@ class RecordedDevice:
 
 @asynccontextmanager
 async def open_recorded_device(
-    address: str, token: str, device: Device, store: Store, history: History, *, run: int = 1
+    address: str, token: str, device: Device, store: Store, history: History, *, run: int = 1, file: RecordFile | None = None
 ) -> AsyncIterator[RecordedDevice]:
-    """Open a device whose facts go to the history; leaving closes it, as an app is closed."""
+    """Open a device whose facts go to the history, and to the file if there is one; leaving closes it, as an app is closed."""
+
+    def note(fact: Fact) -> None:
+        history.device(*device).take(fact)
+        if file is not None:
+            file.note(device, fact)
+
+    recorder = Recorder(device, run, note)
     async with open_tasks(f"{device.user_id}-{device.device_id}") as tasks:
-        async with open_client(address, token=token, device_id=device.device_id, store=store, rng=Impatient()) as client:
-            recorded = RecordedDevice(client, device, history.device(*device), run, tasks)
+        async with open_client(
+            address, token=token, device_id=device.device_id, store=store, rng=Impatient(), recorder=recorder
+        ) as client:
+            recorded = RecordedDevice(client, device, recorder, tasks)
             recorded.begin()
             yield recorded
         await recorded.end()

@@ -153,6 +153,8 @@ def _show(totals: Totals, took_seconds: float) -> None:
     speed = totals.virtual_seconds / took_seconds
     click.echo(f"seeds       {len(totals.seeds)} in {totals.runs} runs, {rate:.1f} seeds/s")
     click.echo(f"time        {_span(totals.virtual_seconds)} of virtual time in {took_seconds:.1f} s, {speed:.0f} times as fast")
+    for line in totals.verdict.by_guarantee():
+        click.echo(line)
     click.echo(f"contract    {totals.verdict.line()}")
     click.echo(f"faults      {_counted(totals.faults)}")
     click.echo(f"commands    {_counted(totals.commands)}")

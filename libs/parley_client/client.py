@@ -28,6 +28,7 @@ from parley_client.errors import CallError, StoreMismatchError, UnknownConversat
 from parley_client.link import Link
 from parley_client.notices import ConnectionState, NoticeStream
 from parley_client.options import ClientOptions
+from parley_client.recording import Recorder
 from parley_client.store import Store
 from parley_client.tickets import Ticket
 from parley_client.token import Token, TokenSource
@@ -193,6 +194,8 @@ class Client:
         before = before or state.held_seq + 1
         held = self._held(conversation, before, limit)
         while fetch and len(held) < limit and state.previous_visible(state.first_held_seq) is not None:
+            if self._device.recorder is not None:
+                self._device.recorder.scrolled(conversation)
             request = api.ListEventsRequest(
                 conversation_id=conversation,
                 before_seq=state.first_held_seq,
@@ -268,11 +271,13 @@ async def open_client(
     clock: Clock | None = None,
     rng: random.Random | None = None,
     options: ClientOptions | None = None,
+    recorder: Recorder | None = None,
 ) -> AsyncIterator[Client]:
     """Open one device of the token's user, and keep it connected until the block ends.
 
     `token`: a JWT, or an async function that gets a fresh one (then an expired token is no end). `channel` or `open_channel`
-    instead of an address: for tests, simulations, apps with channels of their own. Raises StoreInUseError, StoreMismatchError.
+    instead of an address: for tests, simulations, apps with channels of their own. `recorder`: see `recording`.
+    Raises StoreInUseError, StoreMismatchError.
     Leaving sends what is queued, if there is a connection, for at most 2 s; the rest stays in the store.
     """
     clock = clock or SystemClock()
@@ -280,7 +285,7 @@ async def open_client(
     if open_channel is None:
         open_channel = always(channel) if channel is not None else channels_to(tls)
     try:
-        device = Device(store, options or ClientOptions(), rng)
+        device = Device(store, options or ClientOptions(), rng, recorder)
         kept = device.state.device_id
         if kept and device_id and device_id != kept:
             raise StoreMismatchError(f"the store belongs to device {kept}, not {device_id}")

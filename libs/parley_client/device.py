@@ -11,6 +11,7 @@ from parley_client.errors import ClientError, CommandCancelledError, OutboxFullE
 from parley_client.notices import Board, CaughtUp, ConnectionChanged, ConnectionState, ConversationChanged
 from parley_client.options import ClientOptions
 from parley_client.outbox_state import Cancel
+from parley_client.recording import Recorder
 from parley_client.store import Change, Store
 from parley_client.tickets import Ticket
 
@@ -20,10 +21,11 @@ CONSUMED_LAG: Final = 256  # events handed to the app before the store is told; 
 class Device:
     """Owns state and store. `writer_wake` is set when there may be something to send, `events_wake` when there is an event."""
 
-    def __init__(self, store: Store, options: ClientOptions, rng: random.Random) -> None:
+    def __init__(self, store: Store, options: ClientOptions, rng: random.Random, recorder: Recorder | None = None) -> None:
         kept = store.load()
         self.store = store
         self.options = options
+        self.recorder = recorder
         self.state = DeviceState(kept, counting=store, rng=rng, window=options.in_flight_commands)
         self.board = Board(options.notices)
         self.writer_wake = asyncio.Event()
@@ -50,9 +52,14 @@ class Device:
         if change.appended:
             self.events_wake.set()
         for request_id, outcome in step.outcomes:
+            if self.recorder is not None:
+                self.recorder.answered(request_id, outcome)
             ticket = self._tickets.pop(request_id, None)
             if ticket is not None:
                 ticket.settle(outcome)
+        if self.recorder is not None:
+            for notice in step.notices:
+                self.recorder.told(notice)
         if self.board.has_readers:
             for notice in step.notices:
                 self.board.put(notice)
@@ -70,6 +77,8 @@ class Device:
         if len(self.state.outbox.pending) >= self.options.pending_commands:
             raise OutboxFullError(f"{self.options.pending_commands} commands wait for their outcome")
         ticket = self._ticket(command.request_id)
+        if self.recorder is not None:  # first: what is kept and not recorded would look invented, the other way round it is unknown
+            self.recorder.asked(command)
         try:
             self.keep(self.state.add_command(command, wall_ms))
         except BaseException:  # not kept: nor may it be sent
@@ -114,7 +123,9 @@ class Device:
             return
         self.ended = error
         self.set_connection(ConnectionState.STOPPED, str(error))
-        for ticket in self._tickets.values():
+        for request_id, ticket in self._tickets.items():
+            if self.recorder is not None:
+                self.recorder.answered(request_id, error)
             ticket.settle(error)
         self._tickets.clear()
         self.caught_up.set()

@@ -120,6 +120,8 @@ class EventStream:
             await device.events_wake.wait()
         ordinal, event = self._batch.pop()
         device.handed = ordinal
+        if device.recorder is not None:
+            device.recorder.shown(event)
         return TimelineEvent(event, event.actor_device_id == device.state.device_id and event.actor_user_id == device.state.user_id)
 
     def _end(self, error: ClientError) -> None:

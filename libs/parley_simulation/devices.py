@@ -1,16 +1,20 @@
 """Devices as apps use the SDK: they send, read, leave, come back, crash, and write down what they asked and saw."""
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import grpc
+
 from parley.api.v1 import events_pb2
-from parley.api.v1.commands_pb2 import Command, Role
-from parley_checker.history import Answered, Device, History, Shown, asked_of, entry_of
+from parley.api.v1.commands_pb2 import Role
+from parley.api.v1.messaging_service_pb2 import GetConversationRequest
+from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
+from parley_checker.history import Answered, Asked, Device, Fact, History, ReadBack, Shown
 from parley_client import Client, ClientError, ClientOptions, MemoryStore, RejectedError, Ticket, open_client
+from parley_client.recording import Recorder
 from parley_client.store import Change, Kept
 from parley_protocol.ids import direct_conversation_id, group_conversation_id
 from parley_simulation.network import Endpoint
@@ -18,6 +22,8 @@ from parley_simulation.processes import Incarnation, Simulation
 from services.gateway.keys import mint_token
 
 TOKEN_SECONDS = 400 * 24 * 3600.0
+READ_BACK = 0.2  # of what is accepted is looked up at some gateway
+READ_SECONDS = 10.0
 CALM = 0.84  # of what a device may do: below, it neither leaves nor crashes
 OPTIONS = ClientOptions(first_sync_events=3, sync_events=2, sync_page_conversations=2, page_events=4, in_flight_commands=4)  # tiny
 
@@ -54,6 +60,7 @@ class Crowd:
     """What the devices of one run share: whom they write to, and what the judge must know."""
 
     users: Sequence[str]
+    gateways: Sequence[Endpoint] = ()
     history: History = field(default_factory=History)
     directs: dict[str, tuple[str, str]] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
@@ -77,14 +84,16 @@ class SimulatedDevice:
         self._rng = Random(f"{simulation.seed}/{device.device_id}")
         self._store = MemoryStore()
         self._runs = 0
-        self._asked: dict[bytes, str] = {}  # request_id -> conversation
-        self._scrolled: set[str] = set()  # conversations whose older events the app fetched by itself
+        self._recorder: Recorder | None = None
+        self._key = key
+        self._readers = 0
         self._facts = crowd.history.device(*device)
 
     async def run(self, process: Incarnation) -> None:
         """Be the device's process."""
         self._runs += 1
         self.client = None
+        self._recorder = Recorder(self.device, self._runs, self._take)
         stream = self._simulation.faults.stream(f"link of {process.name}")
         async with (
             self._endpoint.connect(process.name, stream, keepalive=False) as channel,
@@ -96,11 +105,12 @@ class SimulatedDevice:
                 clock=self._simulation.clock,
                 rng=process.rng,
                 options=OPTIONS,
+                recorder=self._recorder,
             ) as client,
         ):
             self.client = client
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(client, self._runs))
+                group.create_task(self._read(client))
                 answers = [group.create_task(self._note_answer(ticket)) for ticket in client.pending()]
                 await self._act(process, client, channel, group, answers)
                 for answer in answers:
@@ -108,10 +118,8 @@ class SimulatedDevice:
                 self.idle.set()
                 await asyncio.Event().wait()
 
-    async def _read(self, client: Client, run: int) -> None:
+    async def _read(self, client: Client) -> None:
         async for event in client.events():
-            self._facts.shown.append(Shown(run, entry_of(event.event)))
-            self._note(f"shows {event.event.request_id.hex()} at {event.conversation_id} seq {event.seq}")
             if self._rng.random() < self._crowd.attention:
                 await client.mark_read(event.conversation_id, event.seq)
             if self._rng.random() < 0.2:
@@ -142,7 +150,6 @@ class SimulatedDevice:
             await asyncio.sleep(rng.choice((0.0, 0.0, rng.uniform(0.0, 0.3), rng.uniform(0.0, 15.0))))
 
     async def _scroll_back(self, client: Client, conversation_id: str) -> None:
-        self._scrolled.add(conversation_id)
         try:
             await client.history(conversation_id, limit=self._rng.randint(1, 10))
         except ClientError:
@@ -156,52 +163,64 @@ class SimulatedDevice:
             ticket = await client.create_group("group", rng.sample(crowd.users, rng.randint(1, 2)))
             conversation_id = group_conversation_id(*self.device, ticket.request_id)
             crowd.groups.append(conversation_id)
-            return self._note_asked(ticket, conversation_id, "create_group")
+            return ticket
         if not crowd.groups or rng.random() < 0.5:
             peer = rng.choice(crowd.users)
             conversation_id = direct_conversation_id(user, peer)
             crowd.directs[conversation_id] = (user, peer)
             seen = max((c.held_seq for c in client.conversations() if c.conversation_id == conversation_id), default=0)
-            ticket = await client.send(to_user=peer, body=body, seen_seq=seen)
-            return self._note_asked(ticket, conversation_id, "send_message", body)
+            return await client.send(to_user=peer, body=body, seen_seq=seen)
         conversation_id = rng.choice(crowd.groups)
         other = rng.choice(crowd.users)
         match rng.choices(("message", "add", "remove", "leave", "role", "title"), (60, 14, 8, 4, 6, 4))[0]:
             case "message":
-                ticket = await client.send(conversation=conversation_id, body=body)
-                return self._note_asked(ticket, conversation_id, "send_message", body)
+                return await client.send(conversation=conversation_id, body=body)
             case "add":
-                ticket = await client.add_members(conversation_id, rng.sample(crowd.users, rng.randint(1, 2)))
-                return self._note_asked(ticket, conversation_id, "add_members")
+                return await client.add_members(conversation_id, rng.sample(crowd.users, rng.randint(1, 2)))
             case "remove":
-                return self._note_asked(await client.remove_member(conversation_id, other), conversation_id, "remove_member")
+                return await client.remove_member(conversation_id, other)
             case "leave":
-                return self._note_asked(await client.leave(conversation_id), conversation_id, "leave")
+                return await client.leave(conversation_id)
             case "role":
                 role = rng.choice((Role.ROLE_MEMBER, Role.ROLE_ADMIN))
-                return self._note_asked(await client.change_role(conversation_id, other, role), conversation_id, "change_role")
+                return await client.change_role(conversation_id, other, role)
             case _:
-                ticket = await client.rename(conversation_id, f"title {rng.randint(0, 3)}")
-                return self._note_asked(ticket, conversation_id, "change_settings")
-
-    def _note_asked(self, ticket: Ticket, conversation_id: str, action: str, body: bytes = b"") -> Ticket:
-        command = Command(request_id=ticket.request_id)
-        getattr(command, action).SetInParent()
-        if body:
-            command.send_message.body = body
-        self._facts.asked.append(asked_of(command, conversation_id))
-        self._asked[ticket.request_id] = conversation_id
-        self._note(f"asks {ticket.request_id.hex()} {action} in {conversation_id}")
-        return ticket
+                return await client.rename(conversation_id, f"title {rng.randint(0, 3)}")
 
     async def _note_answer(self, ticket: Ticket) -> None:
-        conversation_id = self._asked[ticket.request_id]
         try:
-            seq = (await ticket.accepted()).seq
+            accepted = await ticket.accepted()
         except RejectedError:
-            seq = 0
-        self._facts.answered.append(Answered(ticket.request_id, conversation_id, seq))
-        self._note(f"is told of {ticket.request_id.hex()}: seq {seq}" + ("" if seq else ", rejected"))
+            return
+        if self._rng.random() < READ_BACK:
+            await self._read_back(accepted.conversation_id, accepted.seq)
+
+    async def _read_back(self, conversation_id: str, least_seq: int) -> None:
+        """Ask any gateway for a conversation, as another device of the user would; the first answer counts."""
+        self._readers += 1
+        reader = f"{self.device.device_id}-reader-{self._readers}"  # a rate of its own
+        link = self._simulation.faults.stream(f"link of {reader}")
+        token = mint_token(self._key, self.device.user_id, reader, TOKEN_SECONDS, self._simulation.clock.wall_ms() / 1000)
+        metadata = (("authorization", f"Bearer {token}"),)
+        try:
+            async with self._rng.choice(self._crowd.gateways).connect(reader, link, keepalive=True) as channel:
+                request = GetConversationRequest(conversation_id=conversation_id)
+                found = await MessagingServiceStub(channel).GetConversation(request, metadata=metadata, timeout=READ_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED):
+                self._take(ReadBack(conversation_id, least_seq, 0))
+            return  # else no answer: the app would ask again
+        self._take(ReadBack(conversation_id, least_seq, found.conversation.head_seq))
+
+    def _take(self, fact: Fact) -> None:
+        self._facts.take(fact)
+        match fact:
+            case Asked(request_id, conversation_id, kind, _):
+                self._note(f"asks {request_id.hex()} {kind} in {conversation_id}")
+            case Answered(request_id, _, seq):
+                self._note(f"is told of {request_id.hex()}: {f'seq {seq}' if seq else 'rejected'}")
+            case Shown(_, entry):
+                self._note(f"shows {entry.request_id.hex()} at {entry.conversation_id} seq {entry.seq}")
 
     def _note(self, what: str) -> None:
         self._simulation.trace.note(self.device.device_id, what)
@@ -209,9 +228,5 @@ class SimulatedDevice:
     def finish(self) -> None:
         """Note what the device holds at the end, for the judge."""
         assert self.client is not None
-        self._facts.settled = True
-        first_held = {c.conversation_id: c.first_held_seq for c in self.client.conversations()}
-        for conversation_id in sorted(self._scrolled):  # what was scrolled to was not shown as news
-            shown = [entry.seq for _, entry in self._facts.shown if entry.conversation_id == conversation_id]
-            first_held[conversation_id] = min(shown, default=sys.maxsize)
-        self._facts.first_held = first_held
+        assert self._recorder is not None
+        self._recorder.settle(self.client.conversations())

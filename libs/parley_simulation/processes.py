@@ -20,6 +20,7 @@ from chassis.testing.faulty_log import FaultyLog, LogEngine
 from chassis.testing.faulty_timeline import FaultyTimeline
 from chassis.testing.virtual_loop import PROCESS, START_WALL_MS, VirtualClock, VirtualLoop
 from chassis.timeline import Cell, Point, Row, Timeline
+from parley_checker.verdict import Verdict
 
 T = TypeVar("T")
 
@@ -33,6 +34,14 @@ class BrokenError(Exception):
     def __init__(self, message: str, stories: Sequence[str] = ()) -> None:
         super().__init__("\n  ".join([message, *stories]))
         self.stories = stories
+
+
+class ContractError(BrokenError):
+    """The judge found violations."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__("the contract broke:", verdict.stories)
+        self.verdict = verdict
 
 
 @dataclass(frozen=True)

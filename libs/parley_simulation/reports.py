@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from chassis.eventlog import LogRecord
 from chassis.testing.virtual_loop import VirtualLoop
 from parley.log.v1.records_pb2 import CommandRecord
-from parley_checker.verdict import Verdict
-from parley_simulation.processes import BrokenError, Simulation
+from parley_checker.guarantees import Guarantee
+from parley_checker.verdict import Fault, Verdict
+from parley_simulation.processes import BrokenError, ContractError, Simulation
 
 Strike = tuple[str, str, str]  # which kind of process, at which step, by which kind of fault
 
@@ -50,11 +51,14 @@ class Report:
 
     def blame(self, error: BaseException) -> None:
         """Take in what ended the run."""
-        stories = error.stories if isinstance(error, BrokenError) else ()
-        told = f"{type(error).__name__}: {error}".splitlines()[0] if not isinstance(error, BrokenError) else str(error)
-        cause = error.__cause__
-        because = f" because of {type(cause).__name__}: {cause}" if cause is not None else ""
-        self.broken = [*stories] or [told + because]
+        if isinstance(error, ContractError):
+            self.verdict, self.broken = error.verdict, error.stories
+            return
+        told = str(error) if isinstance(error, BrokenError) else f"{type(error).__name__}: {error}".splitlines()[0]
+        if (cause := error.__cause__) is not None:
+            told += f" because of {type(cause).__name__}: {cause}"
+        self.verdict.blame(Fault.STOPPED, Guarantee.RESUMES, told)
+        self.broken = self.verdict.stories
 
 
 def kind_of(record: CommandRecord) -> str:

@@ -8,6 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 from itertools import islice
 
+from chassis.testing.faults import WALL_JUMP
+from parley_checker.guarantees import Guarantee
 from parley_simulation.plan import Plan, Scene
 from parley_simulation.reports import Report
 from parley_simulation.shrink import TRIES_MAX, shrink
@@ -29,6 +31,9 @@ def run(plan: Plan, *, keep_trace: bool = False) -> Report:
             run_seed(plan.seed, plan=plan, keep_trace=keep_trace, report=report)
     except Exception as error:  # a broken contract, a deadlock, a bug anywhere: all are what we look for
         report.blame(error)
+    if jumps := report.faults[WALL_JUMP]:  # G20 is that all others hold while clocks jump
+        report.verdict.judged[Guarantee.CLOCKS] += jumps
+        report.verdict.broken[Guarantee.CLOCKS] += bool(report.broken)
     return report
 
 

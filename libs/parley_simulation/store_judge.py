@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from chassis.errors import reason_of
@@ -11,25 +10,15 @@ from parley.api.v1.events_pb2 import ConversationKind, Event
 from parley.api.v1.messaging_service_pb2 import ServerBatch
 from parley.log.v1.records_pb2 import CommandRecord, DeadLetter, EventRecord
 from parley.store.v1.rows_pb2 import HeadRow, InboxRow, MemberRow
+from parley_checker.guarantees import Guarantee
 from parley_checker.history import Answered, Device, Entry, entry_of
 from parley_checker.judge import judge
-from parley_checker.verdict import Verdict
+from parley_checker.verdict import Fault, Verdict
 from parley_simulation.store_workload import Workload
 from services.store import rows
 
 Tables = Mapping[Point, tuple[int, bytes]]
 STORIES_MAX = 10  # a kind
-
-
-@dataclass
-class Story:
-    """The verdict of one run, and the counts that show that it was not empty."""
-
-    verdict: Verdict
-    faults: list[str] = field(default_factory=list)
-    records: int = 0
-    published: int = 0
-    dead_letters: int = 0
 
 
 def judge_store(
@@ -39,25 +28,64 @@ def judge_store(
     letters: Sequence[bytes],
     tables: Tables,
     replayed: Tables,
-) -> Story:
+) -> Verdict:
     """Judge one run, after heal and quiet."""
     timelines = timelines_of(tables)
     entries = {conversation_id: [entry_of(event) for event in timeline.values()] for conversation_id, timeline in timelines.items()}
     history = workload.history
     history.readings["tables"] = entries
-    faults = [*_collect_answers(workload, events)]
+    wrong = [*_collect_answers(workload, events)]
     verdict = judge(history)
-    faults += verdict.stories
-    faults += differences(tables, replayed)
-    faults += judge_events(events, timelines, entries)
-    faults += judge_inboxes(tables, timelines)
-    faults += judge_watermarks(workload.directs, records, tables, timelines)
+    for story in wrong:
+        verdict.blame(Fault.CONTRADICTED, Guarantee.ONCE, story)
+    judge_replay(verdict, tables, replayed)
+    judge_published(verdict, events, timelines, entries)
+    judge_rows(verdict, workload.directs, records, tables, timelines)
+    verdict.judged[Guarantee.BAD_INPUT] += len(workload.undecidable)
     found = {DeadLetter.FromString(letter).value for letter in letters}
     wanted = {(device, request_id) for device, request_id in workload.undecidable}
     lettered = {(Device(r.user_id, r.device_id), r.command.request_id) for r in map(CommandRecord.FromString, found)}
     if lettered != wanted:
-        faults.append(f"dead letters differ: missing {sorted(wanted - lettered)}, foreign {sorted(lettered - wanted)}")
-    return Story(verdict, faults, len(records), len(events), len(letters))
+        what = f"dead letters differ: missing {sorted(wanted - lettered)}, foreign {sorted(lettered - wanted)}"
+        verdict.blame(Fault.LOST, Guarantee.BAD_INPUT, what)
+    return verdict
+
+
+def judge_replay(verdict: Verdict, tables: Tables, replayed: Tables) -> None:
+    """G22: the log applied again, record by record and without faults, gives the same rows."""
+    verdict.judged[Guarantee.REPLAY] += len(tables)
+    for story in differences(tables, replayed):
+        verdict.blame(Fault.DIFFERENT, Guarantee.REPLAY, story)
+
+
+def judge_published(
+    verdict: Verdict,
+    events: Sequence[EventRecord],
+    timelines: Mapping[str, Mapping[int, Event]],
+    entries: Mapping[str, Sequence[Entry]],
+) -> None:
+    """G7, G9: what is stored is published, to those who may see it."""
+    verdict.judged[Guarantee.MEMBERS_ONLY] += len(events)
+    for story in judge_events(events, timelines, entries):
+        leaked = " went to " in story
+        fault, guarantee = (Fault.LEAKED, Guarantee.MEMBERS_ONLY) if leaked else (Fault.LOST, Guarantee.COMPLETE)
+        verdict.blame(fault, guarantee, story)
+
+
+def judge_rows(
+    verdict: Verdict,
+    directs: Mapping[str, tuple[str, str]],
+    records: Sequence[CommandRecord],
+    tables: Tables,
+    timelines: Mapping[str, Mapping[int, Event]],
+) -> None:
+    """G11, G12: watermarks and counts in the tables are what the log says."""
+    verdict.judged[Guarantee.UNREAD] += sum(point.table == rows.INBOX for point in tables)
+    for story in judge_inboxes(tables, timelines):
+        verdict.blame(Fault.MISCOUNTED, Guarantee.UNREAD, story)
+    verdict.judged[Guarantee.WATERMARKS] += len(directs)
+    for story in judge_watermarks(directs, records, tables, timelines):
+        verdict.blame(Fault.BACKWARD, Guarantee.WATERMARKS, story)
 
 
 def timelines_of(tables: Tables) -> dict[str, dict[int, Event]]:

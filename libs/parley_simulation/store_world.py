@@ -16,10 +16,11 @@ from chassis.testing.faults import LATE_SECONDS_MAX, PAUSE_SECONDS_MAX, WALL_JUM
 from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch, EventRecord
 from parley_checker.history import Device
+from parley_checker.verdict import Verdict
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
 from parley_simulation.plan import Plan, Scene
 from parley_simulation.processes import (
-    BrokenError,
+    ContractError,
     Incarnation,
     NotingTimeline,
     Simulation,
@@ -28,7 +29,7 @@ from parley_simulation.processes import (
     open_simulation,
 )
 from parley_simulation.reports import Report
-from parley_simulation.store_judge import Story, judge_store
+from parley_simulation.store_judge import judge_store
 from parley_simulation.store_workload import USERS, Workload
 from services.store.app import open_store
 from services.store.apply import Applier
@@ -55,7 +56,7 @@ class StoreWorld:
         self.events: list[EventRecord] = []
         self._events_came = asyncio.Event()
 
-    async def run(self) -> Story:
+    async def run(self) -> Verdict:
         """Feed, heal, wait, replay, judge."""
         simulation = self.simulation
         workers = [simulation.keep_running(f"store-{n}", self._work) for n in range(WORKERS)]
@@ -228,11 +229,10 @@ def run_seed(
         ) as simulation:
             world = StoreWorld(simulation, plan, settings or drawn)
             try:
-                story = await world.run()
-                found.verdict = story.verdict
+                found.verdict = await world.run()
                 simulation.trace.note("judge", f"tables {hash_of(await simulation.timeline.dump())}")
-                if story.faults:
-                    raise BrokenError("the contract broke:", story.faults)
+                if not found.verdict.kept:
+                    raise ContractError(found.verdict)
             finally:
                 found.take_log(world.commands)
                 found.take(simulation)

@@ -20,16 +20,25 @@ from chassis.registry import Instance
 from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch
 from parley.store.v1.rows_pb2 import InboxRow
+from parley_checker.guarantees import Guarantee
 from parley_checker.history import Device, entry_of
 from parley_checker.judge import judge
-from parley_checker.verdict import Verdict
+from parley_checker.verdict import Fault, Verdict
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
 from parley_simulation.devices import CALM, Crowd, SimulatedDevice
 from parley_simulation.network import Endpoint
 from parley_simulation.plan import Plan, Scene
-from parley_simulation.processes import BrokenError, Incarnation, Simulation, hash_of, open_fresh_timeline, open_simulation
+from parley_simulation.processes import (
+    BrokenError,
+    ContractError,
+    Incarnation,
+    Simulation,
+    hash_of,
+    open_fresh_timeline,
+    open_simulation,
+)
 from parley_simulation.reports import Report
-from parley_simulation.store_judge import Tables, differences, judge_events, judge_inboxes, judge_watermarks, timelines_of
+from parley_simulation.store_judge import Tables, judge_published, judge_replay, judge_rows, timelines_of
 from parley_simulation.store_world import QUIET_SECONDS, RUN_LIMIT_SECONDS, jump_walls, read_all, replay, tiny_settings
 from services.gateway.app import open_gateway
 from services.gateway.config import GatewaySettings
@@ -70,7 +79,8 @@ class World:
         assert key is not None
         self._verifier = TokenVerifier(KeyRing({"": key}), simulation.clock)
         users = USERS[: plan.users]
-        self.crowd = Crowd(users, restlessness=simulation.rng.choice((CALM, 1.0)), attention=simulation.rng.choice((0.0, 0.5)))
+        restlessness, attention = simulation.rng.choice((CALM, 1.0)), simulation.rng.choice((0.0, 0.5))
+        self.crowd = Crowd(users, self._public, restlessness=restlessness, attention=attention)
         if only_router_dies:
             self._victims, self.crowd.restlessness = ["router"], CALM
         self.devices = [
@@ -108,7 +118,7 @@ class World:
                     assert one.client is not None
                     await one.client.caught_up()
             except TimeoutError:
-                raise BrokenError(f"G21: {one.device} still waits, {PATIENCE_SECONDS:g} s after all faults ended") from None
+                raise BrokenError(f"{one.device} still waits, {PATIENCE_SECONDS:g} s after all faults ended") from None
         await asyncio.sleep(LAST_ACKS_SECONDS)
         await simulation.settle()
         return await self._judge()
@@ -128,18 +138,17 @@ class World:
         timelines = timelines_of(tables)
         entries = {where: [entry_of(event) for event in timeline.values()] for where, timeline in timelines.items()}
         history.readings["tables"] = entries
-        verdict = judge(history)
         decoded = [CommandRecord.FromString(record.value) for _, record in records]
-        faults = [
-            *verdict.stories,
-            *differences(tables, replayed),
-            *judge_events([event for batch in batches for event in batch.events], timelines, entries),
-            *judge_inboxes(tables, timelines),
-            *judge_watermarks(self.crowd.directs, decoded, tables, timelines),
-            *self._judge_views(tables),
-        ]
-        if faults:
-            raise BrokenError("the contract broke:", faults)
+        verdict = judge(history)
+        judge_replay(verdict, tables, replayed)
+        judge_published(verdict, [event for batch in batches for event in batch.events], timelines, entries)
+        judge_rows(verdict, self.crowd.directs, decoded, tables, timelines)
+        verdict.judged[Guarantee.UNREAD] += len(self.devices)
+        for story in self._judge_views(tables):
+            verdict.blame(Fault.DIFFERENT, Guarantee.UNREAD, story)
+        verdict.judged[Guarantee.RESUMES] += len(self.devices)
+        if not verdict.kept:
+            raise ContractError(verdict)
         return verdict
 
     def _judge_views(self, tables: Tables) -> Iterator[str]:

@@ -36,7 +36,7 @@ class AskingDevice(SimulatedDevice):
             accepted = await ticket.accepted()
         except RejectedError:
             return
-        await asyncio.gather(*(self._ask(endpoint, ticket.request_id, accepted) for endpoint in self._crowd.gateways))  # type: ignore[attr-defined]
+        await asyncio.gather(*(self._ask(endpoint, ticket.request_id, accepted) for endpoint in self._crowd.gateways))
 
     async def _ask(self, endpoint: Any, request_id: bytes, accepted: Any) -> None:
         """Ask until there is an answer; the first one must know."""
@@ -66,11 +66,7 @@ class AskingDevice(SimulatedDevice):
 
 @pytest.fixture(autouse=True)
 def asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    def device(simulation: Any, crowd: Any, device: Any, endpoint: Any, *rest: Any) -> AskingDevice:
-        crowd.__dict__.setdefault("gateways", {})[endpoint] = None
-        return AskingDevice(simulation, crowd, device, endpoint, *rest)
-
-    monkeypatch.setattr(world, "SimulatedDevice", device)
+    monkeypatch.setattr(world, "SimulatedDevice", AskingDevice)
     found.clear()
     missed.clear()
 

@@ -1,5 +1,6 @@
 """`parley demo` keeps its promise, tells so in its last line, and leaves nothing behind."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -11,7 +12,8 @@ def test_it_ends_with_the_contract_line_and_exit_code_0(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     begin = time.monotonic()
-    code, out, err = run("demo", "--messages", "100", home=tmp_path, env={"TMPDIR": str(scratch)})
+    record = tmp_path / "demo.jsonl"
+    code, out, err = run("demo", "--messages", "100", "--record", str(record), home=tmp_path, env={"TMPDIR": str(scratch)})
     assert (code, err) == (0, ""), f"{out}\n{err}"
     assert time.monotonic() - begin < 60
     last = out.splitlines()[-1]
@@ -21,3 +23,17 @@ def test_it_ends_with_the_contract_line_and_exit_code_0(tmp_path: Path) -> None:
     for word in ("ready", "delivered", "read", "is switched off", "has all 5", "KILLED", "started again"):
         assert word in out
     assert not list(scratch.iterdir())
+
+    code, out, err = run("check", str(record), home=tmp_path)
+    assert (code, err) == (0, ""), f"{out}\n{err}"
+    assert out.splitlines()[-1] == last
+    judged = [line.split()[0] for line in out.splitlines() if ", broken 0 times" in line]
+    assert judged == ["G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9", "G11", "G12"]
+
+    lines = record.read_text().splitlines(keepends=True)
+    shown = next(line for line in lines if line.startswith('{"device":["bob","tablet"],"shown"') and '"alice"' in line)
+    record.write_text("".join(line for line in lines if line != shown))
+    code, out, err = run("check", str(record), "--json", home=tmp_path)
+    assert code == 1
+    assert "G7 lost: " in err
+    assert json.loads(out)["broken"]["G7"] >= 1

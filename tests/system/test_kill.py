@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
+from parley_process import run
 
 from chassis.tasks import open_tasks
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
@@ -16,6 +17,7 @@ from parley_cli.recorded_device import RecordedDevice, open_recorded_device
 from parley_cli.server_process import open_server_process
 from parley_cli.table_files import read_timelines
 from parley_client import SqliteStore
+from parley_client.recording import open_record_file
 from parley_protocol.ids import direct_conversation_id
 
 KILLS = 5
@@ -39,10 +41,16 @@ async def test_what_was_acked_survives_five_kills_under_load(tmp_path: Path) -> 
     history, data = History(), tmp_path / "data"
     address, unanswered_at_kills = "127.0.0.1:0", []
     async with asyncio.timeout(DEADLINE_SECONDS), AsyncExitStack() as stack, AsyncExitStack() as devices_stack:
+        file = stack.enter_context(open_record_file(tmp_path / "kills.jsonl"))
         server, address = await stack.enter_async_context(open_server_process(data, listen=address))
         opened = [
             open_recorded_device(
-                address, local_token(data, device.user_id, ""), device, SqliteStore(tmp_path / f"{device.device_id}.db"), history
+                address,
+                local_token(data, device.user_id, ""),
+                device,
+                SqliteStore(tmp_path / f"{device.device_id}.db"),
+                history,
+                file=file,
             )
             for device in DEVICES
         ]
@@ -75,7 +83,7 @@ async def test_what_was_acked_survives_five_kills_under_load(tmp_path: Path) -> 
             for conversation_id in conversations_of(device.device.user_id, group_id):
                 head = heads[conversation_id]
                 await device.wait_until(lambda d=device, c=conversation_id, head=head: d.shown(c) >= head)
-            history.devices[device.device].settled = True
+            device.settle()
 
         async with grpc.aio.insecure_channel(address) as channel:
             stub = MessagingServiceStub(channel)
@@ -95,6 +103,9 @@ async def test_what_was_acked_survives_five_kills_under_load(tmp_path: Path) -> 
     assert verdict.kept
     assert (verdict.unanswered, verdict.rejected) == (0, 0)
     assert verdict.acked == verdict.stored > KILLS * ACCEPTED_BETWEEN_KILLS
+    code, out, err = await asyncio.to_thread(run, "check", str(tmp_path / "kills.jsonl"), "--data", str(data), home=tmp_path)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == verdict.line()
     assert len(unanswered_at_kills) == KILLS
     assert all(unanswered_at_kills), "a kill that interrupted nothing proves nothing"
 

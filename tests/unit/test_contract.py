@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from parley.api.v1.commands_pb2 import Command, Leave, SendMessage
 from parley.api.v1.events_pb2 import Event, GroupCreated, MemberLeft
-from parley_checker.history import Answered, Asked, Device, Entry, History, Shown, asked_of, entry_of
+from parley_checker.files import FormatError, hashed, lines_of, read_lines
+from parley_checker.guarantees import TITLES
+from parley_checker.history import Answered, Asked, Device, Entry, History, Mark, ReadBack, Shown, View, asked_of, entry_of
 from parley_checker.judge import judge
 from parley_checker.verdict import MAX_STORIES, Fault, Verdict
 from parley_protocol.ids import direct_conversation_id
@@ -52,6 +54,10 @@ def clean_history() -> History:
     happen(BOB, GROUP, "message", b"carol must not see this")
     happen(ALICE, GROUP, "members_added", joined=("carol",))
     happen(ALICE, GROUP, "message", b"welcome back")
+    history.devices[BOB].reads.append(ReadBack(DIRECT, 2, 4))
+    history.devices[ALICE].marks += [Mark(1, DIRECT, "bob", 2, 1), Mark(1, DIRECT, "bob", 3, 1), Mark(2, DIRECT, "bob", 6, 6)]
+    history.devices[ALICE].views.append(View(DIRECT, 6, 6, 3, 2))
+    history.devices[BOB].views += [View(DIRECT, 6, 6, 6, 0), View(GROUP, 6, 6, 1, 1)]
     history.readings["api"] = timelines
     history.readings["files"] = {conversation: list(timeline) for conversation, timeline in timelines.items()}
     return history
@@ -150,6 +156,34 @@ def reject_what_is_stored(history: History) -> None:
     answered[0] = answered[0]._replace(seq=0)
 
 
+def read_too_little(history: History) -> None:
+    history.devices[BOB].reads.append(ReadBack(DIRECT, 6, 5))
+
+
+def read_what_is_not_there(history: History) -> None:
+    history.devices[BOB].reads.append(ReadBack(DIRECT, 6, 7))
+
+
+def take_a_watermark_back(history: History) -> None:
+    history.devices[ALICE].marks.append(Mark(2, DIRECT, "bob", 6, 5))
+
+
+def tell_more_read_than_delivered(history: History) -> None:
+    history.devices[ALICE].marks.insert(0, Mark(1, DIRECT, "bob", 1, 2))
+
+
+def count_own_messages(history: History) -> None:
+    history.devices[ALICE].views[0] = View(DIRECT, 6, 6, 3, 3)
+
+
+def count_what_is_read(history: History) -> None:
+    history.devices[BOB].views[0] = View(DIRECT, 6, 6, 6, 1)
+
+
+def show_a_head_that_is_not_held(history: History) -> None:
+    history.devices[BOB].views[0] = View(DIRECT, 5, 6, 6, 0)
+
+
 TAMPERING: list[tuple[Callable[[History], None], Fault]] = [
     (drop_from_tables, Fault.LOST),
     (drop_inside_tables, Fault.LOST),
@@ -170,6 +204,13 @@ TAMPERING: list[tuple[Callable[[History], None], Fault]] = [
     (answer_another_seq, Fault.CONTRADICTED),
     (answer_twice_differently, Fault.CONTRADICTED),
     (reject_what_is_stored, Fault.CONTRADICTED),
+    (read_too_little, Fault.STALE),
+    (read_what_is_not_there, Fault.STALE),
+    (take_a_watermark_back, Fault.BACKWARD),
+    (tell_more_read_than_delivered, Fault.BACKWARD),
+    (count_own_messages, Fault.MISCOUNTED),
+    (count_what_is_read, Fault.MISCOUNTED),
+    (show_a_head_that_is_not_held, Fault.MISCOUNTED),
 ]
 
 
@@ -181,6 +222,10 @@ def test_tampering_is_seen(tamper: Callable[[History], None], fault: Fault):
     assert verdict.faults[fault] > 0
     assert not verdict.kept
     assert verdict.stories
+    assert sum(verdict.broken.values()) == verdict.faults.total()
+    recorded = History()
+    read_lines(lines_of(history), recorded)
+    assert judge(recorded).faults == verdict.faults, "a record must lose nothing that the judge needs"
 
 
 @given(st.data())
@@ -279,3 +324,55 @@ def test_facts_are_taken_from_what_travels():
     assert entry_of(Event(conversation_id=GROUP, seq=3)).kind == "unsupported"
     with pytest.raises(ValueError, match="action"):
         asked_of(Command(), DIRECT)
+
+
+def test_a_verdict_has_a_line_for_each_guarantee():
+    history = clean_history()
+    history.devices[ALICE].answered.append(Answered(b"gone" * 4, DIRECT, 7))
+    lines = judge(history).by_guarantee()
+    assert [line.split()[0] for line in lines] == [f"G{number}" for number in range(1, 23)]
+    assert [title for title, line in zip(TITLES.values(), lines, strict=True) if title not in line] == []
+    assert lines[0].endswith("judged 13 times, broken 1 times")
+    assert lines[9].endswith("judged 1 times, broken 0 times")
+    assert "not judged: " in lines[12]
+
+
+def test_a_record_reads_back_as_it_was_but_for_bodies():
+    history = clean_history()
+    recorded = History()
+    read_lines(lines_of(history), recorded)
+    again = History()
+    lines = list(lines_of(recorded))
+    read_lines(lines, again)
+    assert judge(recorded) == judge(history)
+    assert recorded.devices[CAROL].asked == history.devices[CAROL].asked
+    shown = [Shown(run, entry._replace(body=hashed(entry.body))) for run, entry in history.devices[CAROL].shown]
+    assert recorded.devices[CAROL].shown == shown
+    assert recorded.devices[ALICE].views == history.devices[ALICE].views
+    assert not any(b"pong".hex() in line or "pong" in line for line in lines)
+
+
+def test_several_files_are_one_history_and_half_a_last_line_is_nothing():
+    lines = list(lines_of(clean_history()))
+    some, rest = [line for line in lines if "alice" in line], [line for line in lines[1:] if "alice" not in line]
+    recorded = History()
+    read_lines([lines[0], *some], recorded)
+    read_lines([lines[0], *rest, rest[-1][:-5]], recorded)
+    assert {device.user_id for device in recorded.devices} == {"alice", "bob", "carol"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "where"),
+    [
+        (["{}\n"], "line 1"),
+        (['{"history":2}\n'], "line 1"),
+        (["no JSON"], "line 1"),
+        (['{"history":1}\n', '{"device":["a","b"],"sang":{}}\n'], "line 2"),
+        (['{"history":1}\n', '{"device":["a","b"],"ok":{"request":"zz","conversation":"c","seq":1}}\n'], "line 2"),
+        (['{"history":1}\n', '{"tables":"files","event":{"seq":1}}\n'], "line 2"),
+        (['{"history":1}\n', "cut of\n", '{"tables":"files"}\n'], "line 2"),
+    ],
+)
+def test_what_is_no_record_is_refused_with_its_line(lines: list[str], where: str):
+    with pytest.raises(FormatError, match=where):
+        read_lines(lines, History())
