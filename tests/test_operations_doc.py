@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from chassis.eventlog_kafka_metrics import KafkaMetrics
+from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.process_config import InternalSettings, ProcessSettings
 from chassis.registry_consul_http import ConsulSettings
 from chassis.timeline_cql_metrics import CqlMetrics
@@ -20,7 +22,10 @@ from services.router.metrics import RouterMetrics
 from services.store.config import StoreSettings
 from services.store.metrics import StoreMetrics
 
-SETTINGS = [ProcessSettings, GatewaySettings, InternalSettings, StoreSettings, RouterSettings, CqlSettings, ConsulSettings]
+SETTINGS = [
+    ProcessSettings, GatewaySettings, InternalSettings, StoreSettings, RouterSettings,
+    CqlSettings, ConsulSettings, KafkaSettings,
+]  # fmt: skip
 TEXT = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 
 
@@ -41,7 +46,7 @@ def default_of(field: FieldInfo) -> str:
 
 def metrics_table() -> str:
     registry = CollectorRegistry()
-    for metrics in (Metrics, StoreMetrics, RouterMetrics, CqlMetrics):
+    for metrics in (Metrics, StoreMetrics, RouterMetrics, CqlMetrics, KafkaMetrics):
         metrics(registry)
     families = sorted(registry.collect(), key=lambda family: family.name)
     return "\n".join(f"| `{exposed_name(family)}` | {family.type} | {family.documentation} |" for family in families)
@@ -68,5 +73,5 @@ def test_no_setting_and_no_metric_is_named_that_does_not_exist() -> None:
     named = set(re.findall(r"PARLEY_[A-Z_]+[A-Z]", TEXT)) - {"PARLEY_DATA_DIR", "PARLEY_SERVER", "PARLEY_TOKEN"}
     assert named - settings == set()
     metrics = {row.split("`")[1] for row in metrics_table().splitlines()}
-    named = set(re.findall(r"\bparley_(?:gateway|store|router|timeline)_\w+", TEXT))
+    named = set(re.findall(r"\bparley_(?:gateway|store|router|timeline|kafka)_\w+", TEXT))
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in named} - metrics == set()

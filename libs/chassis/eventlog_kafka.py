@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from chassis.backoff import Backoff
 from chassis.eventlog import LogEntry, LogUnavailableError, RecordTooLargeError
 from chassis.eventlog_kafka_connection import KAFKA_ERRORS, REQUEST_SECONDS, KafkaConnection, describe
 from chassis.eventlog_kafka_consumer import HEARTBEAT_SECONDS, KafkaConsumer
+from chassis.eventlog_kafka_metrics import KafkaMetrics
 from chassis.eventlog_kafka_producer import APPEND_SECONDS, Lane, RebuiltProducer, open_producer
 from chassis.eventlog_kafka_topics import MAX_RECORD_BYTES, check_topics, engine_topic
 from chassis.tasks import Tasks, open_tasks
@@ -40,6 +42,7 @@ class KafkaLog:
         producer: RebuiltProducer,
         tasks: Tasks,
         rng: random.Random,
+        metrics: KafkaMetrics,
         append_seconds: float,
         heartbeat_seconds: float,
     ) -> None:
@@ -49,6 +52,7 @@ class KafkaLog:
         self._prefix = prefix
         self._producer = producer
         self._rng = rng
+        self._metrics = metrics
         self._heartbeat_seconds = heartbeat_seconds
         self._lanes = {
             topic: [Lane(producer, engine_topic(prefix, topic, epoch), number, tasks, append_seconds) for number in range(count)]
@@ -59,11 +63,6 @@ class KafkaLog:
     @property
     def epoch(self) -> int:
         return self._epoch
-
-    @property
-    def producer_rebuilds(self) -> int:
-        """How often the producer had to be thrown away."""
-        return self._producer.rebuilds
 
     async def partition_count(self, topic: str) -> int:
         return len(self._lanes_of(topic))
@@ -103,7 +102,13 @@ class KafkaLog:
         name = engine_topic(self._prefix, topic, self._epoch)
         # The group's name carries the topic's: no two groups share offsets by accident, and another epoch is another group.
         consumer = KafkaConsumer(
-            self._connection, name, f"{name}.{group}", count, rng=self._rng, heartbeat_seconds=self._heartbeat_seconds
+            self._connection,
+            name,
+            f"{name}.{group}",
+            count,
+            rng=self._rng,
+            metrics=self._metrics,
+            heartbeat_seconds=self._heartbeat_seconds,
         )
         async with open_tasks(f"consumer {name}.{group}") as tasks:
             tasks.spawn(consumer.run(), name="consume")
@@ -123,6 +128,7 @@ async def open_kafka_log(
     *,
     epoch: int,
     rng: random.Random,
+    metrics: CollectorRegistry,
     prefix: str = "",
     start_seconds: float = START_SECONDS,
     append_seconds: float = APPEND_SECONDS,
@@ -133,7 +139,8 @@ async def open_kafka_log(
     Waits `start_seconds` for a cluster that does not answer, and says that it does. Raises LogUnavailableError: it did not answer
     (or does not know us), or a topic is missing or not as it has to be. `prefix` begins all topics' names in the cluster.
     """
-    async with open_producer(connection, rng) as producer:
+    counted = KafkaMetrics(metrics)
+    async with open_producer(connection, rng, counted) as producer:
         await _connect(connection, topics, epoch, prefix, producer, start_seconds, Backoff(0.1, 2.0, rng))
         async with open_tasks("kafka log") as tasks:
             yield KafkaLog(
@@ -144,6 +151,7 @@ async def open_kafka_log(
                 producer=producer,
                 tasks=tasks,
                 rng=rng,
+                metrics=counted,
                 append_seconds=append_seconds,
                 heartbeat_seconds=heartbeat_seconds,
             )

@@ -1,6 +1,7 @@
 """How to reach a Kafka cluster, and what its client's errors mean here."""
 
 import asyncio
+import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,9 @@ from chassis.eventlog import LogUnavailableError
 REQUEST_SECONDS: Final = 5.0
 # Everything that a client's call may raise because of the cluster or the way to it. asyncio's timeout is the built-in one.
 KAFKA_ERRORS: Final = (KafkaError, OSError, TimeoutError)
+
+# What it logs as errors are single tries: they come to us as exceptions, or as silence, which is watched, and are told once.
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionE
 from chassis.backoff import Backoff
 from chassis.eventlog import LogBatch, LogRecord, LogUnavailableError
 from chassis.eventlog_kafka_connection import KAFKA_ERRORS, REQUEST_SECONDS, KafkaConnection, describe
+from chassis.eventlog_kafka_metrics import KafkaMetrics
 from chassis.eventlog_kafka_partition import ConsumedPartition
 
 SESSION_SECONDS: Final = 6.0  # a killed member's partitions are given to others after it; the least that brokers allow by default
@@ -51,6 +52,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         partition_count: int,
         *,
         rng: random.Random,
+        metrics: KafkaMetrics,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = STALL_SECONDS,
         watch_seconds: float = WATCH_SECONDS,
@@ -58,6 +60,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         self._connection = connection
         self._topic = topic
         self._group = group
+        self._metrics = metrics
         self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
         self._watch_seconds = watch_seconds
@@ -70,7 +73,6 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
         self._dirtied = asyncio.Event()
         self._trouble: LogUnavailableError | None = None
         self._progress = [0.0] * partition_count  # monotonic: when each last gave records, or had none to give
-        self.rebuilds = 0
 
     # What callers do.
 
@@ -128,7 +130,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
             except Exception as error:  # ours or aiokafka's: told, and no reason for this process to never consume again
                 _log.error("kafka.consumer_failed", topic=self._topic, group=self._group, exc_info=error)
                 why = repr(error)
-            self.rebuilds += 1
+            self._metrics.consumer_rebuilds.inc()
             if time.monotonic() - began > self._stall_seconds:
                 self._backoff.succeeded(_RESTART)
             delay = self._backoff.failed(_RESTART)
@@ -191,6 +193,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
             _log.error(
                 "kafka.records_lost_to_retention", topic=self._topic, partition=partition.partition, group=self._group, lost=lost
             )
+            self._metrics.lost_records.inc(lost)
             await consumer.seek_to_beginning(partition)
 
     async def _watch(self, consumer: AIOKafkaConsumer) -> str:
@@ -240,6 +243,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
                 await self._consumer.commit(offsets)
         except KAFKA_ERRORS as error:
             _log.warning("kafka.offsets_not_committed", topic=self._topic, group=self._group, error=describe(error))
+            self._metrics.commit_failures.inc()
             for partition in dirty:
                 partition.dirty = partition.owned
             if any(partition.dirty for partition in dirty):

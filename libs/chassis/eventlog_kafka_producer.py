@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 from chassis.backoff import Backoff
 from chassis.eventlog import LogEntry, LogUnavailableError
 from chassis.eventlog_kafka_connection import KAFKA_ERRORS, KafkaConnection, describe
+from chassis.eventlog_kafka_metrics import KafkaMetrics
 from chassis.tasks import Tasks, open_tasks
 
 APPEND_SECONDS: Final = 15.0  # an engine that restarts within it costs waiting, no failure
@@ -36,16 +37,16 @@ _log = structlog.get_logger()
 class RebuiltProducer:
     """The present producer, and the next one when it has failed; opened by `open_producer`."""
 
-    def __init__(self, connection: KafkaConnection, tasks: Tasks, rng: random.Random) -> None:
+    def __init__(self, connection: KafkaConnection, tasks: Tasks, rng: random.Random, metrics: KafkaMetrics) -> None:
         self._connection = connection
         self._tasks = tasks
+        self._metrics = metrics
         self._backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, rng)
         self._current: AIOKafkaProducer | None = None
         self._there = asyncio.Event()
         self._renewing: asyncio.Task[None] | None = None
         self._abandoning: set[asyncio.Task[None]] = set()
         self.problem = "not connected yet"
-        self.rebuilds = 0
 
     async def start(self) -> None:
         """Make the first one. Raises what the client raises."""
@@ -66,7 +67,7 @@ class RebuiltProducer:
         self._current = None
         self._there.clear()
         self.problem = why
-        self.rebuilds += 1
+        self._metrics.producer_rebuilds.inc()
         _log.warning("kafka.producer_rebuilt", why=why)
         abandoning = self._tasks.spawn(abandon_producer(producer), name="abandon producer")
         self._abandoning.add(abandoning)
@@ -108,10 +109,10 @@ class RebuiltProducer:
 
 
 @asynccontextmanager
-async def open_producer(connection: KafkaConnection, rng: random.Random) -> AsyncIterator[RebuiltProducer]:
+async def open_producer(connection: KafkaConnection, rng: random.Random, metrics: KafkaMetrics) -> AsyncIterator[RebuiltProducer]:
     """Own a producer, which is to be started."""
     async with open_tasks("kafka producer") as tasks:
-        producer = RebuiltProducer(connection, tasks, rng)
+        producer = RebuiltProducer(connection, tasks, rng, metrics)
         try:
             yield producer
         finally:

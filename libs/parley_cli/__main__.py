@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module of this package, its click command), in the order 
     "simulate": ("simulate", "simulate"),
     "check": ("check", "check"),
     "engines": ("engines", "engines"),
+    "topics": ("topics", "topics"),
 }
 
 

@@ -86,6 +86,7 @@ class KafkaLogWorld:
             topics,
             epoch=1,
             rng=random.Random(1),
+            metrics=CollectorRegistry(),
             prefix=self.prefix,
             start_seconds=10,
             heartbeat_seconds=HEARTBEAT_SECONDS,
