@@ -18,7 +18,6 @@ from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
 from chassis.first_of import first_of
 from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.readiness import PROCESS, Readiness
-from chassis.registry import Instance
 from chassis.server import open_server
 from chassis.transport import TlsFiles
 from parley_protocol.topics import COMMANDS, topics
@@ -33,7 +32,6 @@ from services.store.rows import TABLES
 
 # One partition each: one core serves them all, and every batch shares one commit.
 TOPICS = topics(1)
-_GATEWAYS = "gateway"  # what routers look for in the registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +87,14 @@ async def open_services(
             clock=clock,
             metrics=metrics,
             rng=rng,
+            alone=True,
         ) as gateway,
     ):
         store.register(internal)
         gateway.register_internal(internal)
         try:
             async with (
-                engines.registry.open_session(Instance(_GATEWAYS, gateway.instance_id, "in this process")),
+                gateway.own_slots(engines.registry, address="in this process"),
                 open_router(
                     settings.router,
                     log=engines.log,

@@ -21,6 +21,10 @@ class Calls:
         self._tokens = tokens
         self._timeout_seconds = timeout_seconds
 
+    async def locate(self) -> str:
+        """Ask where this device belongs; empty: where it was asked."""
+        return (await self._call(self._stub.Locate, api.LocateRequest())).address
+
     async def sync(self, request: api.SyncRequest) -> api.SyncResponse:
         return await self._call(self._stub.Sync, request)
 

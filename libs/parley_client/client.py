@@ -275,6 +275,7 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Open one device of the token's user, and keep it connected until the block ends.
 
+    `address`: host:port; several, separated by commas, are tried in turn. They say where the device belongs.
     `token`: a JWT, or an async function that gets a fresh one (then an expired token is no end). `channel` or `open_channel`
     instead of an address: for tests, simulations, apps with channels of their own. `recorder`: see `recording`.
     Raises StoreInUseError, StoreMismatchError.
@@ -290,7 +291,9 @@ async def open_client(
         if kept and device_id and device_id != kept:
             raise StoreMismatchError(f"the store belongs to device {kept}, not {device_id}")
         tokens = TokenSource(token, device.options.rpc_timeout_seconds)
-        link = Link(device, address, device_id, open_channel=open_channel, tokens=tokens, clock=clock, rng=rng)
+        link = Link(
+            device, address, device_id, open_channel=open_channel, can_move=channel is None, tokens=tokens, clock=clock, rng=rng
+        )
         running = asyncio.create_task(link.run(), name="parley.link")
         try:
             yield Client(device, link, clock, rng)

@@ -1,4 +1,8 @@
-"""The link to the server: one stream after another, with the right pause between them, until the client ends or is told to."""
+"""The link to the server: one stream after another, with the right pause between them, until the client ends or is told to.
+
+Where to: at first, and whenever an attempt has failed, a home address is asked (`Locate`); from then on a goodbye may name another
+address. Homes are taken in turn, so that one which is dead keeps nobody out.
+"""
 
 import asyncio
 import random
@@ -12,9 +16,9 @@ from parley_client.calls import Calls
 from parley_client.channel import ChannelFactory
 from parley_client.connection import Connection, StreamEndedError
 from parley_client.device import Device
-from parley_client.errors import ClientError, ClosedError, FailedError, SignedOffError, StoreError
+from parley_client.errors import CallError, ClientError, ClosedError, FailedError, SignedOffError, StoreError
 from parley_client.notices import ConnectionState
-from parley_client.reconnect import LOST, Verdict, after_loss
+from parley_client.reconnect import DRAINING, LOST, Verdict, after_error, after_loss
 from parley_client.session import Session
 from parley_client.token import TokenSource, TokenUnavailableError
 
@@ -32,19 +36,23 @@ class Link:
         device_id: str,
         *,
         open_channel: ChannelFactory,
+        can_move: bool,
         tokens: TokenSource,
         clock: Clock,
         rng: random.Random,
     ) -> None:
         self._device = device
-        self._home = self._address = address
+        self._homes = [home.strip() for home in address.split(",")]  # in turn
+        self._address = self._homes[0]
+        self._lost = can_move  # where the device belongs has to be asked
+        self._can_move = can_move
         self._device_id = device_id
         self._open_channel = open_channel
         self._tokens = tokens
         self._clock = clock
         self._rng = rng
         self._backoff = Backoff(rng)
-        self._last_at_once = ""  # the reason of the last pause that was cut short
+        self._last_at_once = ""  # the reason of the last end, if it asked for no pause
         self._connection: Connection | None = None
         self._session: Session | None = None
         self._closing = False
@@ -60,7 +68,8 @@ class Link:
             while not self._closing:
                 async with self._open_channel(self._address) as channel:
                     self.calls = Calls(channel, self._tokens, device.options.rpc_timeout_seconds)
-                    await self._stay(channel, self._address)
+                    if not self._lost or await self._locate(self.calls):
+                        await self._stay(channel, self._address)
         except BaseException as raised:
             if isinstance(raised, ClientError) and not isinstance(raised, StoreError):
                 device.end(raised)
@@ -87,6 +96,30 @@ class Link:
             self._pause_ends.cancel()
             self._pause_ends = asyncio.get_running_loop().call_at(self._not_before, self._closed.set)
 
+    async def _locate(self, calls: Calls) -> bool:
+        """Ask a home where this device belongs; return whether that is right here."""
+        self._device.set_connection(ConnectionState.CONNECTING)
+        try:
+            address = await calls.locate()
+        except CallError as error:
+            if error.passes:
+                self._go_home()
+                await self._pause(None, after_error(error))
+                return False
+            address = ""  # an older server, or one that wants another token: the stream tells
+        self._lost = False
+        if not address or address == self._address:
+            return True
+        self._address = address
+        return False
+
+    def _go_home(self) -> None:
+        """Ask the next home where this device belongs."""
+        if self._address == self._homes[0]:
+            self._homes.append(self._homes.pop(0))
+        self._address = self._homes[0]
+        self._lost = self._can_move
+
     async def _stay(self, channel: grpc.aio.Channel, address: str) -> None:
         """Hold one stream after another on a channel, until another address is due or the channel is of no use.
 
@@ -101,15 +134,19 @@ class Link:
                 raise SignedOffError(verdict.reason, verdict.detail)
             if verdict.fresh_token:
                 self._tokens.expire()
-            self._address = verdict.address or (self._home if up_since is None else self._address)
+            if verdict.address and self._can_move:
+                self._address = verdict.address
+            elif up_since is None or verdict.reason == DRAINING:
+                self._go_home()
             await self._pause(up_since, verdict)
-            if up_since is None or verdict.reason == LOST:
+            if up_since is None or self._lost or verdict.reason == LOST:
                 return
 
     async def _hold_stream(self, channel: grpc.aio.Channel) -> tuple[float | None, Verdict]:
         """Hold one stream; return since when it was up (None: never) and how to go on."""
         device = self._device
-        device.set_connection(ConnectionState.CONNECTING)
+        if device.connection is not ConnectionState.CONNECTING:
+            device.set_connection(ConnectionState.CONNECTING)
         try:
             metadata = await self._tokens.metadata()
         except TokenUnavailableError as error:
@@ -136,12 +173,12 @@ class Link:
         was_up = up_since is not None
         if up_since is not None and self._clock.monotonic() - up_since >= STEADY_SECONDS:
             self._backoff.reset()
-        if verdict.at_once and was_up and self._last_at_once != verdict.reason:
-            self._last_at_once = verdict.reason
+            self._last_at_once = ""
+        if verdict.at_once and (was_up or verdict.address) and self._last_at_once != verdict.reason:
             delay = verdict.delay_seconds
         else:
-            self._last_at_once = ""
             delay = self._backoff.next_delay(verdict.delay_seconds)
+        self._last_at_once = verdict.reason if verdict.at_once else ""
         self._device.set_connection(ConnectionState.WAITING, f"{verdict.reason}: {verdict.detail}", delay)
         loop = asyncio.get_running_loop()
         self._not_before = loop.time() + max(verdict.delay_seconds, HURRIED_SECONDS)

@@ -15,7 +15,7 @@ class Verdict(NamedTuple):
     reason: str  # for SignedOffError and the notice
     detail: str
     delay_seconds: float = 0.0  # at least; jittered backoff comes on top
-    at_once: bool = False  # without backoff, if the stream had been up and the end before was another
+    at_once: bool = False  # without backoff, if the stream had been up or an address is known, and the end before was another
     fresh_token: bool = False  # needed; where the token can't be renewed, there is no again
     address: str = ""  # where to; empty: the same
 
@@ -38,6 +38,7 @@ _RULES: Final[dict[int, _Rule]] = {
     GoAwayReason.GO_AWAY_REASON_PROTOCOL_ERROR: _Rule(again=False),  # it would happen again
 }
 _NAME_PREFIX = "GO_AWAY_REASON_"
+DRAINING: Final = "DRAINING"
 LOST: Final = "LOST"  # the reason of an end without a word
 
 

@@ -1,7 +1,7 @@
 """Devices as apps use the SDK: they send, read, leave, come back, crash, and write down what they asked and saw."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -17,7 +17,7 @@ from parley_client import Client, ClientError, ClientOptions, MemoryStore, Rejec
 from parley_client.recording import Recorder
 from parley_client.store import Change, Kept
 from parley_protocol.ids import direct_conversation_id, group_conversation_id
-from parley_simulation.network import Endpoint
+from parley_simulation.network import Endpoint, Radio
 from parley_simulation.processes import Incarnation, Simulation
 from services.gateway.keys import mint_token
 
@@ -72,13 +72,15 @@ class Crowd:
 class SimulatedDevice:
     """One device over all runs of its process."""
 
-    def __init__(self, simulation: Simulation, crowd: Crowd, device: Device, endpoint: Endpoint, key: Any, actions: int) -> None:
+    def __init__(
+        self, simulation: Simulation, crowd: Crowd, device: Device, gateways: Mapping[str, Endpoint], key: Any, actions: int
+    ) -> None:
         self.device = device
         self.client: Client | None = None
         self.idle = asyncio.Event()  # nothing more to do, and all that was asked is answered
         self._simulation = simulation
         self._crowd = crowd
-        self._endpoint = endpoint
+        self._gateways = gateways  # by address
         self._token = mint_token(key, device.user_id, device.device_id, TOKEN_SECONDS, simulation.clock.wall_ms() / 1000)
         self._actions_left = actions
         self._rng = Random(f"{simulation.seed}/{device.device_id}")
@@ -95,24 +97,25 @@ class SimulatedDevice:
         self.client = None
         self._recorder = Recorder(self.device, self._runs, self._take)
         stream = self._simulation.faults.stream(f"link of {process.name}")
-        async with (
-            self._endpoint.connect(process.name, stream, keepalive=False) as channel,
-            open_client(
-                channel=channel,
-                token=self._token,
-                device_id=self.device.device_id,
-                store=MortalStore(self._store, process),
-                clock=self._simulation.clock,
-                rng=process.rng,
-                options=OPTIONS,
-                recorder=self._recorder,
-            ) as client,
-        ):
+        radio = Radio(self._gateways, process.name, stream)
+        homes = list(self._gateways)
+        self._rng.shuffle(homes)
+        async with open_client(
+            ",".join(homes),
+            open_channel=radio.open_channel,
+            token=self._token,
+            device_id=self.device.device_id,
+            store=MortalStore(self._store, process),
+            clock=self._simulation.clock,
+            rng=process.rng,
+            options=OPTIONS,
+            recorder=self._recorder,
+        ) as client:
             self.client = client
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(client))
                 answers = [group.create_task(self._note_answer(ticket)) for ticket in client.pending()]
-                await self._act(process, client, channel, group, answers)
+                await self._act(process, client, radio, group, answers)
                 for answer in answers:
                     await answer
                 self.idle.set()
@@ -126,7 +129,7 @@ class SimulatedDevice:
                 await asyncio.sleep(self._rng.uniform(0.0, 1.0))
 
     async def _act(
-        self, process: Incarnation, client: Client, channel: Any, group: asyncio.TaskGroup, answers: list[asyncio.Task[None]]
+        self, process: Incarnation, client: Client, radio: Radio, group: asyncio.TaskGroup, answers: list[asyncio.Task[None]]
     ) -> None:
         rng = self._rng
         while self._actions_left:
@@ -141,9 +144,9 @@ class SimulatedDevice:
                 if conversations := client.conversations():
                     await self._scroll_back(client, rng.choice(conversations).conversation_id)
             elif kind < 0.92:
-                channel.cut("the device lost its network")
+                radio.cut("the device lost its network")
             elif kind < 0.96:
-                with self._endpoint.unreachable_from(channel):
+                with radio.without_network():
                     await asyncio.sleep(rng.uniform(1.0, 60.0))
             else:
                 process.life.die("a crash of the app")

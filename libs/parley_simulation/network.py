@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from chassis.inprocess import InProcessChannel, InProcessServer
@@ -17,48 +17,83 @@ class Endpoint:
 
     def __init__(self) -> None:
         self._servers: dict[InProcessServer, None] = {}
-        self._channels: dict[InProcessChannel, None] = {}
+        self._channels: dict[InProcessChannel, Radio | None] = {}
 
     @contextmanager
     def serving(self, server: InProcessServer) -> Iterator[None]:
         """Be reachable here until the block is left: then all calls are cut, as by a process that dies."""
         self._servers[server] = None
-        self._point()
+        self.point()
         try:
             yield
         finally:
             del self._servers[server]
             server.cut()
-            self._point()
+            self.point()
 
     @asynccontextmanager
-    async def connect(self, name: str, stream: FaultStream, *, keepalive: bool) -> AsyncIterator[InProcessChannel]:
-        """Open a channel to whoever is here now and later."""
+    async def connect(
+        self, name: str, stream: FaultStream, *, keepalive: bool, radio: "Radio | None" = None
+    ) -> AsyncIterator[InProcessChannel]:
+        """Open a channel to whoever is here now and later; while its radio is dark it leads nowhere."""
         wire = FaultyWire(stream, keepalive=keepalive)
-        channel = InProcessChannel(next(iter(self._servers), None), name=name, wire=wire)
+        channel = InProcessChannel(None, name=name, wire=wire)
         wire.cut = channel.cut
-        self._channels[channel] = None
+        self._channels[channel] = radio
+        self.point()
         try:
             yield channel
         finally:
             del self._channels[channel]
             await channel.close()
 
+    def point(self) -> None:
+        """Let each channel lead where it leads now."""
+        server = next(iter(self._servers), None)
+        for channel, radio in self._channels.items():
+            channel.server = None if radio is not None and radio.is_dark else server
+
+
+class Radio:
+    """A device's way into the network: to any address, and all of it cut at once."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], name: str, stream: FaultStream) -> None:
+        self._endpoints = endpoints
+        self._name = name
+        self._stream = stream
+        self._channels: dict[InProcessChannel, None] = {}
+        self.is_dark = False
+
+    @asynccontextmanager
+    async def open_channel(self, address: str) -> AsyncIterator[InProcessChannel]:
+        """Open a channel to an address."""
+        async with self._endpoints[address].connect(self._name, self._stream, keepalive=False, radio=self) as channel:
+            self._channels[channel] = None
+            try:
+                yield channel
+            finally:
+                del self._channels[channel]
+
+    def cut(self, details: str) -> None:
+        """Cut all channels; new calls get through."""
+        for channel in self._channels:
+            channel.cut(details)
+
     @contextmanager
-    def unreachable_from(self, channel: InProcessChannel) -> Iterator[None]:
-        """Cut a channel, and let nothing through until the block is left."""
-        del self._channels[channel]
-        channel.server = None
-        channel.cut("no network")
+    def without_network(self) -> Iterator[None]:
+        """Cut all channels, and let nothing through until the block is left."""
+        self.is_dark = True
+        self._point()
+        self.cut("no network")
         try:
             yield
         finally:
-            self._channels[channel] = None
+            self.is_dark = False
             self._point()
 
     def _point(self) -> None:
-        for channel in self._channels:
-            channel.server = next(iter(self._servers), None)
+        for endpoint in self._endpoints.values():
+            endpoint.point()
 
 
 class FaultyWire:

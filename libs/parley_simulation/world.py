@@ -51,13 +51,21 @@ from services.store.rows import INBOX, TABLES
 
 STORES = 2
 GATEWAYS = 2
+SLOTS = 8  # few, so that every one has users
 PATIENCE_SECONDS = 600.0  # for a device to get its outcomes and to catch up: many backoffs
 LAST_ACKS_SECONDS = 60.0  # for the last watermarks to reach everybody
 USERS = ("alice", "bob", "carol", "dave")
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 # A device's rate and frame are small, so that Retry is an everyday thing; so are groups.
 GATEWAY_SETTINGS = GatewaySettings.model_validate(
-    {"commands_per_second": 2, "commands_burst": 3, "commands_per_frame": 3, "group_members": 2}
+    {
+        "commands_per_second": 2,
+        "commands_burst": 3,
+        "commands_per_frame": 3,
+        "group_members": 2,
+        "slot_count": SLOTS,
+        "slots_per_second": 2,
+    }
 )
 
 
@@ -73,20 +81,18 @@ class World:
         self._victims = simulation.rng.sample(names, simulation.rng.randint(1, len(names)))
         self._store_settings = store_settings
         self._store, self._router = Endpoint(), Endpoint()
-        self._public = [Endpoint() for _ in range(GATEWAYS)]
+        self._public = {f"gateway-{n}": Endpoint() for n in range(GATEWAYS)}  # by the address that devices know
         self._internal: dict[str, Endpoint] = {}  # by the instance's address
         key = verifying_key(KEY.public_key())
         assert key is not None
         self._verifier = TokenVerifier(KeyRing({"": key}), simulation.clock)
         users = USERS[: plan.users]
         restlessness, attention = simulation.rng.choice((CALM, 1.0)), simulation.rng.choice((0.0, 0.5))
-        self.crowd = Crowd(users, self._public, restlessness=restlessness, attention=attention)
+        self.crowd = Crowd(users, list(self._public.values()), restlessness=restlessness, attention=attention)
         if only_router_dies:
             self._victims, self.crowd.restlessness = ["router"], CALM
         self.devices = [
-            SimulatedDevice(
-                simulation, self.crowd, Device(user, f"{user}-{number}"), simulation.rng.choice(self._public), KEY, plan.actions
-            )
+            SimulatedDevice(simulation, self.crowd, Device(user, f"{user}-{number}"), self._public, KEY, plan.actions)
             for user in users
             for number in range(simulation.rng.randint(1, 2))
         ]
@@ -96,9 +102,7 @@ class World:
         simulation = self.simulation
         services = [simulation.keep_running(f"store-{n}", self._run_store) for n in range(STORES)]
         services.append(simulation.keep_running("router", self._run_router))
-        services += [
-            simulation.keep_running(f"gateway-{n}", partial(self._run_gateway, endpoint=self._public[n])) for n in range(GATEWAYS)
-        ]
+        services += [simulation.keep_running(name, partial(self._run_gateway, public_address=name)) for name in self._public]
         services += [simulation.keep_running(one.device.device_id, one.run) for one in self.devices]
         return await simulation.run(*services, until=self._drive())
 
@@ -200,7 +204,7 @@ class World:
         async with (
             self._connect(self._store, process, "store") as store_channel,
             open_router(
-                RouterSettings(),
+                RouterSettings(slot_count=SLOTS),
                 log=process.log,
                 registry=simulation.registry,
                 store_channel=store_channel,
@@ -214,7 +218,7 @@ class World:
             with self._router.serving(server):
                 await asyncio.Event().wait()
 
-    async def _run_gateway(self, process: Incarnation, endpoint: Endpoint) -> None:
+    async def _run_gateway(self, process: Incarnation, public_address: str) -> None:
         simulation = self.simulation
         public, internal = InProcessServer(GATEWAY_SETTINGS.frame_bytes), InProcessServer()
         async with (
@@ -234,8 +238,8 @@ class World:
             gateway.register_public(public)
             gateway.register_internal(internal)
             at = self._internal[process.name] = Endpoint()
-            async with simulation.registry.open_session(Instance("gateway", gateway.instance_id, process.name)):
-                with at.serving(internal), endpoint.serving(public):
+            with at.serving(internal), self._public[public_address].serving(public):
+                async with gateway.own_slots(simulation.registry, address=process.name, public_address=public_address):
                     await gateway.wait_failed()
 
     @asynccontextmanager

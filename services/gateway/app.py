@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,28 +10,36 @@ import grpc
 import structlog
 from prometheus_client import CollectorRegistry
 
+from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.eventlog import EventLog
 from chassis.readiness import Probe
+from chassis.registry import Instance, Registry
 from chassis.tasks import Tasks, open_tasks
-from parley.api.v1.messaging_service_pb2 import DESCRIPTOR
+from parley.api.v1.messaging_service_pb2 import DESCRIPTOR, GoAwayReason
 from parley.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceServicer_to_server
+from parley_protocol.slots import GATEWAYS
 from parley_protocol.topics import COMMANDS
 from services.gateway.acks import AckMerger
 from services.gateway.config import GatewaySettings
 from services.gateway.connect import DeviceStreams
 from services.gateway.deliver import GatewayRpc
 from services.gateway.directory import Directory
+from services.gateway.grace import Grace
 from services.gateway.inbound import Inbound
 from services.gateway.keys import KEY_FILE_NAME, load_or_create_key
 from services.gateway.log_writer import LogWriter, start_log_writer
 from services.gateway.metrics import Metrics
+from services.gateway.ownership import Ownership, open_ownership
 from services.gateway.rates import DeviceRates
+from services.gateway.slots import Ended, Slots
 from services.gateway.streams import Streams
 from services.gateway.tokens import KeyRing, KeysFile, TokenVerifier, verifying_key
 from services.gateway.unary import Calls, method_handlers
 
 _log = structlog.get_logger()
+_FIRST_BACKOFF_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 5.0
 _SWEEPS_PER_LIMIT = 4  # a limit of n seconds is found to be over after at most n * 1.25
 
 
@@ -40,7 +48,8 @@ class Gateway:
 
     def __init__(
         self, instance_id: str, settings: GatewaySettings, streams: Streams, acks: AckMerger, writer: LogWriter,
-        device_streams: DeviceStreams, calls: Calls, rpc: GatewayRpc, tasks: Tasks, log: EventLog,
+        device_streams: DeviceStreams, calls: Calls, rpc: GatewayRpc, tasks: Tasks, log: EventLog, slots: Slots,
+        directory: Directory, clock: Clock, metrics: Metrics, rng: random.Random,
     ) -> None:  # fmt: skip
         self.probes: Mapping[str, Probe] = {"log": log.ping}  # what a gateway can't work without
         self.instance_id = instance_id
@@ -52,6 +61,47 @@ class Gateway:
         self._calls = calls
         self._rpc = rpc
         self._tasks = tasks
+        self._slots = slots
+        self._directory = directory
+        self._clock = clock
+        self._metrics = metrics
+        self._rng = rng
+        self._ownership: Ownership | None = None
+
+    @asynccontextmanager
+    async def own_slots(self, registry: Registry, *, address: str, public_address: str = "") -> AsyncIterator[None]:
+        """Be in the registry, with where other services and devices find this gateway, and own slots, until the block is left.
+
+        A gateway that is alone with its registry owns all of them when the block begins; others come to theirs later.
+        """
+        self._slots.public_address = public_address
+        instance = Instance(GATEWAYS, self.instance_id, address, public_address)
+        ownership = Ownership(
+            self._slots, registry, instance, self.end_slots, clock=self._clock, metrics=self._metrics, rng=self._rng
+        )
+        async with open_ownership(ownership):
+            if self._slots.alone:
+                await ownership.wait_until(lambda: self._slots.is_whole)
+            self._ownership = ownership
+            try:
+                yield
+            finally:
+                self._ownership = None
+
+    def end_slots(self, ended: Sequence[Ended]) -> None:
+        """Send the devices of slots to whom they belong now."""
+        self._metrics.slots_ended.inc(len(ended))
+        addresses = {one.slot: one.address for one in ended}
+        if self._slots.draining:
+            reason, detail = GoAwayReason.GO_AWAY_REASON_DRAINING, "the server stops, another one serves this user"
+        else:
+            reason, detail = GoAwayReason.GO_AWAY_REASON_MOVED, "another gateway serves this user now"
+        slot_of = self._slots.slot_of
+        for user_id, sessions in self._directory.by_user.items():
+            address = addresses.get(slot_of(user_id))
+            if address is not None:
+                for session in sessions:
+                    session.say_goodbye(reason, detail, address)
 
     def register_public(self, server: grpc.aio.Server) -> None:
         """Serve devices, bots and back ends. Frames of Connect are read and written as bytes."""
@@ -69,10 +119,17 @@ class Gateway:
         await self._tasks.wait_failed()
 
     async def drain(self) -> None:
-        """Let no stream begin, say goodbye to all, and put what was taken into the log; each within `drain_seconds`.
+        """Hand over slots, with their devices, if there is another gateway (within `handover_seconds`); then let no stream begin,
+        say goodbye to all, and put what was taken into the log; each within `drain_seconds`.
 
         What an unavailable log does not take by then was acked to nobody.
         """
+        if self._ownership is not None:
+            try:
+                async with asyncio.timeout(self._settings.handover_seconds):
+                    await self._ownership.drain()
+            except TimeoutError:
+                _log.warning("gateway.drained_with_slots", slots=len(self._slots.epochs))  # others take them once we are gone
         await self._streams.drain()
         self._acks.flush()
         try:
@@ -93,28 +150,59 @@ async def open_gateway(
     clock: Clock,
     metrics: CollectorRegistry,
     rng: random.Random,
+    alone: bool = False,
 ) -> AsyncIterator[Gateway]:
-    """Open a gateway; leaving ends its loops at once, so `drain` first."""
+    """Open a gateway; leaving ends its loops at once, so `drain` first. It serves no device before it owns slots (`own_slots`).
+
+    `alone`: no other gateway is, or ever was, in the registry that it will be in.
+    """
     instance_id = settings.instance_id or f"gateway-{rng.getrandbits(48):012x}"
     counted = Metrics(metrics)
     streams, directory = Streams(settings, counted), Directory()
+    slots = Slots(
+        instance_id,
+        settings.slot_count,
+        settle_seconds=settings.slot_settle_seconds,
+        slots_per_second=settings.slots_per_second,
+        alone=alone,
+    )
     rates = DeviceRates(settings.commands_per_second, settings.commands_burst)
     async with open_tasks("gateway") as tasks, open_tasks("gateway.streams") as stream_tasks:
         writer = await start_log_writer(log, COMMANDS, tasks, clock=clock, rng=rng, metrics=counted)
         acks = AckMerger(writer, counted)
         inbound = Inbound(writer, acks, rates, counted, settings.commands_per_frame)
         device_streams = DeviceStreams(
-            settings, instance_id, verifier=verifier, streams=streams, directory=directory, inbound=inbound, tasks=stream_tasks,
-            clock=clock, metrics=counted, rng=rng,
+            settings, instance_id, verifier=verifier, streams=streams, directory=directory, slots=slots, inbound=inbound,
+            tasks=stream_tasks, clock=clock, metrics=counted, rng=rng,
         )  # fmt: skip
         calls = Calls(
-            settings, instance_id, verifier=verifier, streams=streams, directory=directory, writer=writer, rates=rates,
+            settings, instance_id, verifier=verifier, streams=streams, directory=directory, slots=slots, writer=writer, rates=rates,
             store_channel=store_channel, router_channel=router_channel, clock=clock, metrics=counted, rng=rng,
         )  # fmt: skip
         tasks.spawn(_sweep(settings, streams, writer, verifier, clock), name="sweep")
-        rpc = GatewayRpc(directory, counted)
+        backoff = Backoff(_FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, rng)
+        grace = Grace(slots, directory, log, settings.offline_grace_seconds, clock, backoff)
+        tasks.spawn(grace.run(), name="grace")
+        rpc = GatewayRpc(directory, slots, grace, lambda ended: gateway.end_slots(ended), counted)
+        gateway = Gateway(
+            instance_id,
+            settings,
+            streams,
+            acks,
+            writer,
+            device_streams,
+            calls,
+            rpc,
+            tasks,
+            log,
+            slots,
+            directory,
+            clock,
+            counted,
+            rng,
+        )
         try:
-            yield Gateway(instance_id, settings, streams, acks, writer, device_streams, calls, rpc, tasks, log)
+            yield gateway
         finally:
             rpc.close()
             acks.close()

@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from chassis.addresses import is_address, is_loopback
+from chassis.config import ConfigError
 from parley_protocol.limits import DEFAULT_MEMBER_CAP, RULES, RULES_VERSION
+from parley_protocol.slots import SLOT_COUNT
 
 _FRAME_OVERHEAD_BYTES = 1024  # ids, numbers and tags around the largest action
 
@@ -18,6 +20,9 @@ class GatewaySettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PARLEY_GATEWAY_", frozen=True, allow_inf_nan=False)
 
     listen: str = Field("127.0.0.1:7080", description="Where devices connect; port 0 picks a free one.")
+    advertise_address: str = Field(
+        "", description="host:port where devices find this very gateway; empty: where it listens, which is enough on loopback only."
+    )
     instance_id: str = Field("", description="This gateway's name in records and in the registry; empty: a random one.")
     tls_certificate_file: Path | None = Field(None, description="PEM; with tls_key_file.")
     tls_key_file: Path | None = Field(None, description="PEM.")
@@ -43,6 +48,18 @@ class GatewaySettings(BaseSettings):
     group_members: int = Field(
         DEFAULT_MEMBER_CAP, ge=2, le=RULES[RULES_VERSION].users_per_action, description="Members of a group."
     )
+
+    slot_count: int = Field(
+        SLOT_COUNT, ge=1, le=65_536, description="Slots of users: one number for all gateways and routers, for good."
+    )
+    slots_per_second: int = Field(128, ge=1, description="Slots that this gateway takes or lets go a second, with their devices.")
+    slot_settle_seconds: float = Field(
+        10.0, ge=0, description="Time before a gateway that is new to the registry takes what may be another one's."
+    )
+    offline_grace_seconds: float = Field(
+        10.0, ge=0, description="Time that devices of a new slot have to come, before push is asked."
+    )
+    handover_seconds: float = Field(20.0, ge=0, description="Time that a gateway which stops has to hand its slots to others.")
 
     outbox_fields: int = Field(4096, ge=1, description="Events and the like that may wait for one device.")
     outbox_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Bytes that may wait for one device: a burst of another one.")
@@ -70,6 +87,8 @@ class GatewaySettings(BaseSettings):
                     f"LISTEN {self.listen} is beyond loopback and needs TOKEN_KEYS_FILE"
                     " (or ALLOW_DEVELOPMENT_KEY_BEYOND_LOOPBACK=true)"
                 )
+        if self.advertise_address and not is_address(self.advertise_address):
+            problems.append(f"ADVERTISE_ADDRESS {self.advertise_address} is not host:port")
         if self.commands_burst < self.commands_per_frame:
             problems.append("COMMANDS_BURST must not be smaller than COMMANDS_PER_FRAME")
         least = RULES[RULES_VERSION].command_bytes + _FRAME_OVERHEAD_BYTES
@@ -78,3 +97,9 @@ class GatewaySettings(BaseSettings):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def advertised(self, bound_address: str) -> str:
+        """Return where devices find this gateway among several, which listens at an address. Raises ConfigError if nobody said."""
+        if not self.advertise_address and not is_loopback(self.listen):
+            raise ConfigError([f"PARLEY_GATEWAY_ADVERTISE_ADDRESS is missing: LISTEN {self.listen} is beyond loopback"])
+        return self.advertise_address or bound_address

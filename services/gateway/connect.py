@@ -30,6 +30,7 @@ from services.gateway.inbound import NO_PRESSURE, Inbound, Pressure
 from services.gateway.metrics import Metrics
 from services.gateway.records import origin_fields
 from services.gateway.session import Session
+from services.gateway.slots import Slots
 from services.gateway.streams import Streams
 from services.gateway.tokens import TokenVerifier
 
@@ -50,6 +51,7 @@ class DeviceStreams:
         verifier: TokenVerifier,
         streams: Streams,
         directory: Directory,
+        slots: Slots,
         inbound: Inbound,
         tasks: Tasks,
         clock: Clock,
@@ -61,6 +63,7 @@ class DeviceStreams:
         self._verifier = verifier
         self._streams = streams
         self._directory = directory
+        self._slots = slots
         self._inbound = inbound
         self._tasks = tasks
         self._monotonic = clock.monotonic
@@ -93,7 +96,7 @@ class DeviceStreams:
             await self._turn_away(context, reason, error.detail)
             raise
         now = self._monotonic()
-        refusal = self._streams.refusal(now)
+        refusal = self._slots.misplaced(claims.user_id) or self._streams.refusal(now)
         if refusal is not None:
             await self._turn_away(context, *refusal)
             return
@@ -110,9 +113,11 @@ class DeviceStreams:
         if session.failure is not None:
             raise session.failure
 
-    async def _turn_away(self, context: Context, reason: GoAwayReason.ValueType, detail: str) -> None:
+    async def _turn_away(
+        self, context: Context, reason: GoAwayReason.ValueType, detail: str, address: str = "", delay_seconds: float | None = None
+    ) -> None:
         self._metrics.goaways[reason].inc()
-        await context.write(go_away(reason, detail))
+        await context.write(go_away(reason, detail, address, delay_seconds))
 
     def _leave(self, session: Session) -> None:
         session.close()
@@ -196,6 +201,10 @@ class DeviceStreams:
         device_id = pinned_device(session.pinned_device_id, hello.device_id)
         if len(hello.client) > _CLIENT_CHARS:
             raise InvalidArgument("FIELD_INVALID", f"client must be at most {_CLIENT_CHARS} characters")
+        misplaced = self._slots.misplaced(session.user_id)  # again: the slot may have gone since the stream began
+        if misplaced is not None:
+            session.say_goodbye(*misplaced)
+            return
         session.device_id = device_id
         session.session_id = f"{self._rng.getrandbits(64):016x}"
         session.origin = origin_fields(

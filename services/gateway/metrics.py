@@ -78,6 +78,11 @@ class Metrics:
             "parley_gateway_closed_partitions", "Partitions that take no commands now.", registry=registry
         )
         self.unreached = Counter("parley_gateway_unreached", "Users reported as not reached.", registry=registry)
+        self.slots = Gauge("parley_gateway_slots", "Slots of users that are served here.", registry=registry)
+        self.slots_ended = Counter("parley_gateway_slots_ended", "Slots that went to another gateway.", registry=registry)
+        self.refused_slots = Counter(
+            "parley_gateway_refused_slots", "Slots in deliveries that were not here, or under another epoch.", registry=registry
+        )
         self.waiting_submits = Gauge(
             "parley_gateway_waiting_submits", "Submit calls that wait for their outcome.", registry=registry
         )

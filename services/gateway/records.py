@@ -10,6 +10,8 @@ from parley.log.v1.records_pb2 import CommandRecord
 from parley_protocol.frames import field
 from parley_protocol.limits import RULES_VERSION
 
+CALL_PREFIX: Final = "call-"  # of the session_id of a call that waits: what it is told tells its device's stream nothing
+
 
 def _tag(name: str) -> bytes:
     return bytes((CommandRecord.DESCRIPTOR.fields_by_name[name].number << 3 | 2,))  # one byte: numbers are below 16

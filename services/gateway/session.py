@@ -117,14 +117,16 @@ class Session:
         self._control.append(frame)
         self.wake()
 
-    def say_goodbye(self, reason: GoAwayReason.ValueType, detail: str) -> bool:
+    def say_goodbye(
+        self, reason: GoAwayReason.ValueType, detail: str, address: str = "", delay_seconds: float | None = None
+    ) -> bool:
         """End the session with a GoAway after what is queued; return whether this is the first goodbye. A slow device's queue is
         dropped: it would only get the same again at Sync, and later.
         """
         if self._goodbye is not None or self.closed:
             return False
         self.goodbye_reason = reason
-        self._goodbye = go_away(reason, detail)
+        self._goodbye = go_away(reason, detail, address, delay_seconds)
         if reason == GoAwayReason.GO_AWAY_REASON_SLOW:
             self._fields.clear()
             self._fields_bytes = 0

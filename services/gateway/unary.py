@@ -28,7 +28,8 @@ from services.gateway.inbound import refused
 from services.gateway.log_writer import LogWriter
 from services.gateway.metrics import Metrics
 from services.gateway.rates import DeviceRates
-from services.gateway.records import command_record, origin_fields
+from services.gateway.records import CALL_PREFIX, command_record, origin_fields
+from services.gateway.slots import UNSURE_DETAIL, UNSURE_SECONDS, Slots
 from services.gateway.streams import Streams
 from services.gateway.tokens import Claims, TokenVerifier
 
@@ -48,6 +49,7 @@ class Calls:
         verifier: TokenVerifier,
         streams: Streams,
         directory: Directory,
+        slots: Slots,
         writer: LogWriter,
         rates: DeviceRates,
         store_channel: grpc.aio.Channel,
@@ -61,6 +63,7 @@ class Calls:
         self._verifier = verifier
         self._streams = streams
         self._directory = directory
+        self._slots = slots
         self._writer = writer
         self._rates = rates
         self._store = StoreServiceStub(store_channel)
@@ -68,6 +71,13 @@ class Calls:
         self._clock = clock
         self._metrics = metrics
         self._rng = rng
+
+    async def locate(self, request: api.LocateRequest, context: Context) -> api.LocateResponse:
+        """Say which gateway serves the caller's devices."""
+        address = self._slots.address_of(self._slots.slot_of(self._caller(context).user_id))
+        if address is None:
+            raise Unavailable("UNAVAILABLE", UNSURE_DETAIL, retry_delay_seconds=UNSURE_SECONDS)
+        return api.LocateResponse(address=address)
 
     async def submit(self, request: RawSubmitRequest, context: Context) -> api.SubmitResponse:
         """Append one command and wait for its outcome."""
@@ -89,7 +99,7 @@ class Calls:
         waiting = self._directory.waiting
         if len(waiting) >= self._settings.max_waiting_submits:
             raise ResourceExhausted("OVERLOADED", "too many calls wait for an outcome", retry_delay_seconds=_RETRY_SECONDS)
-        call_id = f"{self._rng.getrandbits(64):016x}"
+        call_id = f"{CALL_PREFIX}{self._rng.getrandbits(64):016x}"
         origin = origin_fields(
             user_id=claims.user_id,
             device_id=device_id,
@@ -186,6 +196,7 @@ def method_handlers(calls: Calls) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]
         return grpc.unary_unary_rpc_method_handler(function, request.FromString, encode)
 
     return {
+        "Locate": unary(calls.locate, api.LocateRequest, api.LocateResponse),
         "Submit": unary(calls.submit, RawSubmitRequest, api.SubmitResponse),
         "Sync": unary(calls.sync, api.SyncRequest, api.SyncResponse),
         "ListEvents": unary(calls.list_events, api.ListEventsRequest, None),

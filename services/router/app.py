@@ -1,5 +1,6 @@
 """The router's composition."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -34,10 +35,13 @@ class RouterRpc(RouterServiceServicer):
     async def ListOnline(self, request: ListOnlineRequest, context: grpc.aio.ServicerContext[Any, Any]) -> ListOnlineResponse:
         if len(request.user_ids) > _USERS_MAX:
             raise InvalidArgument("FIELD_INVALID", f"at most {_USERS_MAX} user_ids at once")
-        online: dict[str, None] = {}
-        for link in self._links.all:
-            online.update(dict.fromkeys(await link.online(request.user_ids)))
-        return ListOnlineResponse(user_ids=list(online))
+        by_owner: dict[str, list[str]] = {}
+        for user_id in request.user_ids:
+            owner = self._links.table.owner_of(self._links.table.slot_of(user_id))
+            if owner is not None:
+                by_owner.setdefault(owner.instance_id, []).append(user_id)
+        asked = [link.online(users) for name, users in by_owner.items() if (link := self._links.link(name)) is not None]
+        return ListOnlineResponse(user_ids=[user_id for answer in await asyncio.gather(*asked) for user_id in answer])
 
 
 class RouterService:

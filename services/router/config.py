@@ -3,6 +3,8 @@
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from parley_protocol.slots import SLOT_COUNT
+
 
 class RouterSettings(BaseSettings):
     """Bounds and patience."""
@@ -10,6 +12,7 @@ class RouterSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PARLEY_ROUTER_", frozen=True, allow_inf_nan=False)
 
     instance_id: str = Field(default="", description="This router's name in the registry; empty: a random one.")
+    slot_count: int = Field(default=SLOT_COUNT, ge=1, le=65_536, description="Slots of users: the same for all, for good.")
     poll_records: int = Field(default=64, ge=1, description="Event batches at once; each holds up to a poll of the store.")
     frame_bytes: int = Field(default=1024 * 1024, ge=1024, description="A frame to a gateway at most.")
     unreachable_seconds: float = Field(

@@ -16,6 +16,9 @@ class RouterMetrics:
             "parley_router_offline_total", "Users named to parley.offline, once for each message.", registry=registry
         )
         self.link_failures = Counter("parley_router_link_failures_total", "Streams to gateways that broke.", registry=registry)
+        self.refused = Counter(
+            "parley_router_refused_slots_total", "Slots that a gateway refused, as not its own.", registry=registry
+        )
         self.retries = Counter("parley_router_batch_retries_total", "Batches given back after a failure.", registry=registry)
         self.lag_seconds = tallies.histogram(
             "parley_router_lag_seconds",

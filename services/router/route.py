@@ -1,6 +1,7 @@
 """The routing loop: events -> recipients -> gateways; who could not be reached is named to `parley.offline`.
 
-At present every gateway is asked about every recipient, which is right with any number of them; slots narrow that down later.
+A gateway that refuses slots, is gone, or loses them while it is silent is no end: what it did not take goes to whoever owns them
+then, for as long as a gateway may be unreachable.
 """
 
 import asyncio
@@ -20,9 +21,10 @@ from parley.store.v1.store_service_pb2 import ListRecipientsRequest
 from parley.store.v1.store_service_pb2_grpc import StoreServiceStub
 from parley_protocol.topics import EVENTS, OFFLINE
 from services.router.config import RouterSettings
-from services.router.links import GatewayLink, Links
+from services.router.links import Links, SlotsMovedError
 from services.router.metrics import RouterMetrics
 from services.router.recipients import Group, GroupCache
+from services.router.slots import Part, refused_of
 
 GROUP = "router"
 _POLLING = -1  # counts failures of polling, beside those of partitions
@@ -51,6 +53,7 @@ class Router:
         self._clock = clock
         self._metrics = metrics
         self._groups: dict[int, GroupCache] = {}
+        self._stranded_since: float | None = None  # since when there is something that has no gateway to go to
         self._backoff = Backoff(settings.retry_min_seconds, settings.retry_max_seconds, rng)
 
     async def run(self, tasks: Tasks) -> None:
@@ -113,24 +116,54 @@ class Router:
         record.recipients.extend(group.recipients(record.seq))
 
     async def _deliver(self, events: list[EventRecord]) -> list[Unreached]:
-        """Hand everything to the gateways, in order; return whom none of them reached with a message."""
-        if not events:
-            return []
-        if not await self._links.wait_any():
-            return _all_of(events)
-        links = self._links.all
-        if len(links) == 1:
-            return await self._deliver_to(links[0], events)
-        answers = await asyncio.gather(*(self._deliver_to(link, events) for link in links))
-        common = set.intersection(*({(one.conversation_id, one.seq, one.user_id) for one in answer} for answer in answers))
-        return [one for one in answers[0] if (one.conversation_id, one.seq, one.user_id) in common]
-
-    async def _deliver_to(self, link: GatewayLink, events: list[EventRecord]) -> list[Unreached]:
+        """Hand everything to the owners of its users' slots, in order; return whom they did not reach with a message."""
+        links, patience = self._links, self._settings.unreachable_seconds
         unreached: list[Unreached] = []
-        for frame in _frames(events, self._settings.frame_bytes):
-            answer = await link.deliver(frame)
-            unreached.extend(_all_of(frame) if answer is None else answer)
+        started = self._clock.monotonic()
+        while events:
+            version = links.version
+            parts, homeless = links.table.split(events)
+            left = [*homeless]
+            deliveries = [self._deliver_part(name, part, unreached) for name, part in parts.items()]
+            for rest in [await deliveries[0]] if len(deliveries) == 1 else await asyncio.gather(*deliveries):
+                left.extend(rest)
+            if not left:
+                self._stranded_since = None
+                break
+            now = self._clock.monotonic()
+            if self._stranded_since is None:
+                self._stranded_since = started
+            wait = max(self._stranded_since, started - patience) + patience - now
+            if wait <= 0:
+                unreached.extend(_all_of(left))
+                break
+            await links.wait_changed(version, wait)
+            events = left
         return unreached
+
+    async def _deliver_part(self, name: str, part: Part, unreached: list[Unreached]) -> list[EventRecord]:
+        """Hand a gateway its part; return what it did not get and somebody else may."""
+        link = self._links.link(name)
+        if link is None:
+            return part.events if part.slots else []  # else it is for somebody who waited there, and went with it
+        table = self._links.table
+        left: list[EventRecord] = []
+        frames = _frames(part.events, self._settings.frame_bytes)
+        for index, frame in enumerate(frames):
+            try:
+                answer = await link.deliver(frame, table.stamps(part.slots), part.slots)
+            except SlotsMovedError:
+                left.extend(event for rest in frames[index:] for event in rest)
+                break
+            if answer is None:
+                unreached.extend(_all_of(frame))
+                continue
+            unreached.extend(answer.unreached)
+            if answer.refused_slots:
+                self._links.on_refused(name, answer)
+                self._metrics.refused.inc(len(answer.refused_slots))
+                left.extend(refused_of(frame, frozenset(answer.refused_slots), table))
+        return left
 
 
 def _frames(events: list[EventRecord], max_bytes: int) -> list[list[EventRecord]]:

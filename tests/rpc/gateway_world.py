@@ -204,10 +204,11 @@ async def open_world(
                 clock=clock,
                 metrics=metrics,
                 rng=random.Random(2),
+                alone=True,
             )
         )
         gateway.register_internal(internal)
-        await enter(engines.registry.open_session(Instance("gateway", gateway.instance_id, "in-process")))
+        await enter(gateway.own_slots(engines.registry, address="in-process"))
 
         @asynccontextmanager
         async def open_gateway_channel(_instance: Instance) -> AsyncIterator[grpc.aio.Channel]:

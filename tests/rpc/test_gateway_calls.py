@@ -83,7 +83,12 @@ async def test_presence_is_answered_in_the_order_of_the_question(world: World):
     ]
 
 
-async def test_recipients_without_a_session_are_counted_and_named(world: World):
+async def test_recipients_without_a_session_are_counted_and_named():
+    async with open_world(offline_grace_seconds=0) as world:
+        await named_to_the_offline_topic(world)
+
+
+async def named_to_the_offline_topic(world: World):
     alice = await world.device("alice")
     await alice.send(batch(message("bob")))
     accepted = (await alice.outcome()).accepted

@@ -7,13 +7,13 @@ import grpc.aio
 import pytest
 
 from parley.api.v1.commands_pb2 import Command, SendMessage
-from parley.api.v1.messaging_service_pb2 import ConnectRequest, DeviceBatch, Hello
+from parley.api.v1.messaging_service_pb2 import ConnectRequest, DeviceBatch, Hello, LocateRequest
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_client import Ticket
 from parley_simulation import world
 from parley_simulation.devices import CALM, SimulatedDevice
+from parley_simulation.processes import Incarnation
 from parley_simulation.world import KEY, World, run_world
-from services.gateway.config import GatewaySettings
 from services.gateway.keys import mint_token
 from services.gateway.rates import DeviceRates
 from services.store.config import StoreSettings
@@ -21,7 +21,9 @@ from services.store.config import StoreSettings
 ABUSERS = 3
 FRAMES = 60  # each full: many times what the rate lets through in the time that the others need
 FRAME = 20
-SETTINGS = GatewaySettings(commands_per_second=5, commands_burst=FRAME, commands_per_frame=FRAME)
+SETTLED_SECONDS = 5.0  # until everything is up, and all slots have their owners
+SETTINGS = {"slot_settle_seconds": 0, "slots_per_second": 100}
+SETTINGS |= {"commands_per_second": 5, "commands_burst": FRAME, "commands_per_frame": FRAME, "group_members": 500}
 LATENCY_MAX_SECONDS = 1.0  # from the app's call to its outcome; without abusers it is some 50 ms
 SEEDS = range(3)
 
@@ -30,6 +32,10 @@ class TimedDevice(SimulatedDevice):
     """Notes how long its commands take."""
 
     latencies: list[float]
+
+    async def run(self, process: Incarnation) -> None:
+        await asyncio.sleep(SETTLED_SECONDS)
+        await super().run(process)
 
     async def _note_answer(self, ticket: Ticket) -> None:
         began = self._simulation.clock.monotonic()
@@ -49,12 +55,15 @@ class HostileWorld(World):
 
     async def _flood(self, number: int) -> None:
         """Send frame after frame as fast as the gateway reads, deaf to what it answers, until it sends us away."""
-        await asyncio.sleep(1.0)  # until everything is up
+        await asyncio.sleep(SETTLED_SECONDS)
         simulation, device = self.simulation, f"m{number}"
         stream = simulation.faults.stream(f"link of {device}")
         token = mint_token(KEY, "mallory", device, 400 * 24 * 3600.0, simulation.clock.wall_ms() / 1000)
-        async with self._public[0].connect(device, stream, keepalive=True) as channel:
-            call = MessagingServiceStub(channel).Connect(metadata=(("authorization", f"Bearer {token}"),))
+        metadata = (("authorization", f"Bearer {token}"),)
+        async with self._public["gateway-0"].connect(device, stream, keepalive=True) as channel:
+            where = (await MessagingServiceStub(channel).Locate(LocateRequest(), metadata=metadata)).address
+        async with self._public[where].connect(device, stream, keepalive=True) as channel:
+            call = MessagingServiceStub(channel).Connect(metadata=metadata)
             listening = asyncio.create_task(self._listen(call))
             try:
                 await call.write(ConnectRequest(hello=Hello(device_id=device)))
@@ -85,7 +94,7 @@ def latencies(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(TimedDevice, "latencies", [], raising=False)
     monkeypatch.setattr(world, "SimulatedDevice", TimedDevice)
     monkeypatch.setattr(world, "World", HostileWorld)
-    monkeypatch.setattr(world, "GATEWAY_SETTINGS", SETTINGS)
+    monkeypatch.setattr(world, "GATEWAY_SETTINGS", world.GATEWAY_SETTINGS.model_copy(update=SETTINGS))
     monkeypatch.setattr(world, "tiny_settings", lambda rng: StoreSettings(poll_records=20))
     return TimedDevice.latencies
 

@@ -10,7 +10,6 @@ from parley_simulation.processes import BrokenError
 from parley_simulation.store_judge import Tables
 from parley_simulation.store_world import run_seed
 from parley_simulation.world import World, run_world
-from services.gateway.config import GatewaySettings
 from services.router.recipients import Group
 from services.store import decide, memory, rows, seen_keys, state
 from services.store.reads import conversation_of
@@ -51,7 +50,7 @@ def large_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decide, "NAMED_RECIPIENTS_MAX", 1)
     monkeypatch.setattr(decide, "RECEIPTS_MAX_MEMBERS", 2)
     monkeypatch.setattr(state, "LARGE_ABOVE", 2)
-    settings = GatewaySettings(commands_per_second=2, commands_burst=3, commands_per_frame=3, group_members=3)
+    settings = world.GATEWAY_SETTINGS.model_copy(update={"group_members": 3})
     monkeypatch.setattr(world, "GATEWAY_SETTINGS", settings)
     monkeypatch.setattr(World, "_judge_views", views_as_the_states_say)
 

@@ -8,34 +8,46 @@ from random import Random
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
+from chassis.backoff import Backoff
+from chassis.clock import Clock, SystemClock
 from chassis.embedded import open_embedded_engines
+from chassis.eventlog import EventLog
 from chassis.inprocess import InProcessChannel, InProcessServer
+from chassis.registry import Epoch
 from chassis.testing.virtual_loop import VirtualClock, run_virtual
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
-from parley.gateway.v1.gateway_service_pb2 import DeliverRequest
-from parley.log.v1.records_pb2 import EventRecord
+from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, NoteOwnersRequest, SlotEpochs, SlotMove
+from parley.log.v1.records_pb2 import EventRecord, OfflineBatch
 from parley_protocol.frames import HEARTBEAT_FIELD
-from parley_protocol.topics import COMMANDS
+from parley_protocol.slots import SLOT_COUNT, slot_of
+from parley_protocol.topics import COMMANDS, OFFLINE
 from services.gateway.app import Gateway, open_gateway
 from services.gateway.config import GatewaySettings
 from services.gateway.deliver import GatewayRpc
 from services.gateway.directory import Directory
+from services.gateway.grace import Grace
 from services.gateway.keys import mint_token
 from services.gateway.metrics import Metrics
 from services.gateway.session import Session
+from services.gateway.slots import Ended, Slots
 from services.gateway.tokens import Claims, KeyRing, TokenVerifier, verifying_key
 
 KEY = Ed25519PrivateKey.generate()
+GRACE_SECONDS = 10.0
 OWN, SHARED = HEARTBEAT_FIELD, HEARTBEAT_FIELD * 2
 
 
 class Here:
     """A directory with sessions, and what each got."""
 
-    def __init__(self, *devices: tuple[str, str]) -> None:
-        self.directory = Directory()
-        self.rpc = GatewayRpc(self.directory, Metrics(CollectorRegistry()))
+    def __init__(self, *devices: tuple[str, str], log: EventLog | None = None, clock: Clock | None = None) -> None:
+        self.directory, self.metrics = Directory(), Metrics(CollectorRegistry())
+        self.slots = Slots("g1", SLOT_COUNT, settle_seconds=0, slots_per_second=100, alone=True)
+        self.ended: list[Ended] = []
+        grace = Grace(self.slots, self.directory, log, GRACE_SECONDS, clock or SystemClock(), Backoff(0.1, 1.0, Random(1)))
+        self.rpc = GatewayRpc(self.directory, self.slots, grace, self.ended.extend, self.metrics)
+        self.grace = grace
         self.sessions: dict[tuple[str, str], Session] = {}
         for user, device in devices:
             session = Session(Claims(user, "", 0), 0.0, 10, 1000)
@@ -43,8 +55,15 @@ class Here:
             self.directory.add(session)
             self.sessions[user, device] = session
 
-    def deliver(self, *events: EventRecord) -> list[tuple[str, int]]:
-        answer = self.rpc.deliver(DeliverRequest(number=7, events=events))
+    def own(self, *users: str, since: float = -1e9) -> list[SlotEpochs]:
+        """Own the users' slots, and return what a router would stamp."""
+        numbers = sorted({slot_of(user) for user in users})
+        for slot in numbers:
+            self.slots.epochs[slot], self.slots.since[slot] = Epoch("s1", slot), since
+        return [SlotEpochs(session_id="s1", slots=numbers, lock_indexes=numbers)]
+
+    def deliver(self, *events: EventRecord, epochs: list[SlotEpochs] | None = None) -> list[tuple[str, int]]:
+        answer = self.answer = self.rpc.deliver(DeliverRequest(number=7, events=events, epochs=epochs or []))
         assert answer.number == 7
         return [(unreached.user_id, unreached.seq) for unreached in answer.unreached]
 
@@ -110,6 +129,73 @@ async def test_user_whose_only_device_is_being_sent_away_is_reported():
     assert here.deliver(sent(["bob", "carol"])) == [("bob", 5)]
 
 
+async def test_a_call_that_waits_elsewhere_leaves_its_device_the_event():
+    """Its outcome came to the gateway where it was made; here the device is one like the others."""
+    here = Here(("alice", "phone"))
+    here.deliver(sent(["alice"], session_id="call-1"))
+    assert here.got() == {("alice", "phone"): len(SHARED)}
+
+
+async def test_users_of_slots_under_another_epoch_get_nothing_and_the_router_is_told():
+    here = Here(("alice", "phone"), ("bob", "phone"), ("carol", "phone"))
+    (stamp,) = here.own("alice", "bob")
+    bob, carol = slot_of("bob"), slot_of("carol")
+    wrong = [number + (slot == bob) for slot, number in zip(stamp.slots, stamp.lock_indexes, strict=True)]
+    epochs = [SlotEpochs(session_id="s1", slots=[*stamp.slots, carol], lock_indexes=[*wrong, 5])]
+    assert here.deliver(sent(["bob", "carol"]), epochs=epochs) == []
+    assert here.got() == {("alice", "phone"): len(OWN)}
+    assert sorted(here.answer.refused_slots) == sorted((bob, carol))
+    assert [(one.owner_id, one.session_id, *one.slots, *one.lock_indexes) for one in here.answer.owners] == [("g1", "s1", bob, bob)]
+
+
+async def test_another_session_s_epoch_is_refused():
+    here = Here(("bob", "phone"))
+    (stamp,) = here.own("bob")
+    stamp.session_id = "s2"
+    here.deliver(sent(["bob"]), epochs=[stamp])
+    assert here.got() == {}
+
+
+async def test_what_concerns_the_actor_alone_is_refused_with_his_slot():
+    here = Here(("alice", "laptop"), ("bob", "phone"))
+    stamps = [*here.own("bob"), SlotEpochs(session_id="s1", slots=[slot_of("alice")], lock_indexes=[1])]
+    here.deliver(EventRecord(user_id="alice", device_id="phone", actor=SHARED, shared=OWN, recipients=["bob"]), epochs=stamps)
+    assert here.got() == {("bob", "phone"): len(OWN)}
+
+
+async def test_a_router_that_knows_the_next_owner_ends_a_slot_and_none_that_knows_less():
+    here = Here()
+    here.own("alice", "bob")
+    alice, bob = slot_of("alice"), slot_of("bob")
+    owner = {"owner_id": "g2", "owner_session_id": "s9", "owner_lock_index": 9, "owner_address": "two:1"}
+    known = SlotMove(slot=alice, session_id="s1", lock_index=alice, **owner)
+    old = SlotMove(slot=bob, session_id="s0", lock_index=bob, **owner)
+    await here.rpc.NoteOwners(NoteOwnersRequest(moves=[known, old, known]), None)
+    assert here.ended == [Ended(alice, "two:1")]
+    assert set(here.slots.epochs) == {bob}
+
+
+def test_who_is_absent_from_a_new_slot_is_named_offline_only_when_its_devices_had_time_to_come():
+    async def main(_rng: Random) -> tuple[list[str], float]:
+        clock = VirtualClock()
+        async with open_embedded_engines(None, topics={OFFLINE: 2}, durable_topics=(), tables=(), clock=clock) as engines:
+            here = Here(log=engines.log, clock=clock)
+            stamps = here.own("bob", "carol", since=clock.monotonic() - 1) + here.own("dave")
+            naming = asyncio.create_task(here.grace.run())
+            assert here.deliver(sent(["bob", "carol", "dave"]), epochs=stamps) == [("dave", 5)]
+            carol = Session(Claims("carol", "", 0), 0.0, 10, 1000)
+            carol.device_id = "phone"
+            here.directory.add(carol)
+            async with engines.log.open_consumer(OFFLINE, "push") as consumer:
+                batch = await consumer.poll(10)
+            naming.cancel()
+            await asyncio.wait([naming])
+            named = [one.user_id for record in batch.records for one in OfflineBatch.FromString(record.value).users]
+            return named, clock.monotonic()
+
+    assert run_virtual(main) == (["bob"], GRACE_SECONDS)
+
+
 @asynccontextmanager
 async def open_in_process() -> AsyncIterator[tuple[Gateway, InProcessChannel, VirtualClock, CollectorRegistry]]:
     clock, key, registry = VirtualClock(), verifying_key(KEY.public_key()), CollectorRegistry()
@@ -117,7 +203,9 @@ async def open_in_process() -> AsyncIterator[tuple[Gateway, InProcessChannel, Vi
     server = InProcessServer()
     channel = InProcessChannel(server)
     async with (
-        open_embedded_engines(None, topics={COMMANDS: 1}, durable_topics=(COMMANDS,), tables=("t",), clock=clock) as engines,
+        open_embedded_engines(
+            None, topics={COMMANDS: 1, OFFLINE: 1}, durable_topics=(COMMANDS,), tables=("t",), clock=clock
+        ) as engines,
         open_gateway(
             GatewaySettings(),
             log=engines.log,
@@ -127,7 +215,9 @@ async def open_in_process() -> AsyncIterator[tuple[Gateway, InProcessChannel, Vi
             clock=clock,
             metrics=registry,
             rng=Random(1),
+            alone=True,
         ) as gateway,
+        gateway.own_slots(engines.registry, address="in-process"),
     ):
         gateway.register_public(server)
         yield gateway, channel, clock, registry

@@ -15,6 +15,7 @@ from chassis.eventlog import LogEntry
 from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.registry import Instance
 from chassis.testing.virtual_loop import VirtualClock, run_virtual
+from parley.gateway.v1.gateway_service_pb2 import DeliverResponse
 from parley.log.v1.records_pb2 import EventBatch, EventRecord, MembershipChange, OfflineBatch
 from parley.store.v1.store_service_pb2 import ListRecipientsResponse, Recipient
 from parley_protocol.topics import EVENTS, OFFLINE
@@ -147,6 +148,7 @@ class DeadCall:
     def __init__(self, error: BaseException) -> None:
         self.error = error
         self.writes = 0
+        self.answers = [DeliverResponse()]
 
     def __call__(self) -> "DeadCall":
         return self
@@ -156,11 +158,14 @@ class DeadCall:
         return self
 
     async def read(self) -> Any:
-        await asyncio.Event().wait()
+        if not self.answers:
+            await asyncio.Event().wait()
+        return self.answers.pop()
 
     async def write(self, request: Any) -> None:
         self.writes += 1
-        raise self.error
+        if self.writes > 1:
+            raise self.error
 
     def cancel(self) -> None:
         pass
@@ -175,10 +180,13 @@ def test_a_frame_for_a_dead_stream_waits_for_the_next_one_and_gives_up_in_time(e
         clock = VirtualClock()
         link = GatewayLink(Instance("gateway", "g1", ""), dead, settings, clock)
         reading = asyncio.create_task(link.run(RouterMetrics(CollectorRegistry()), rng))
+        await asyncio.sleep(1)
         assert await link.deliver([EventRecord(conversation_id="c")]) is None
-        assert clock.monotonic() >= settings.unreachable_seconds
+        assert clock.monotonic() >= settings.unreachable_seconds + 1
+        assert await link.deliver([EventRecord(conversation_id="c")]) is None
+        assert clock.monotonic() < settings.unreachable_seconds + 2, "of a gateway that is gone nobody waits again"
         reading.cancel()
         await asyncio.wait([reading])
 
     run_virtual(main, limit_seconds=60)
-    assert dead.writes == 1
+    assert dead.writes == 2

@@ -79,6 +79,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The record could not be decided and lies in the dead letters. INTERNAL."""
     ERROR_REASON_NO_CHANGE: _ErrorReason.ValueType  # 61
     """Nothing would change (the role or the setting has that value already). FAILED_PRECONDITION."""
+    ERROR_REASON_SLOT_COUNT_DIFFERS: _ErrorReason.ValueType  # 80
+    """Between services: router and gateway hash users into different numbers of slots. FAILED_PRECONDITION."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 99
     """Our bug: details are in the server's log under the status's request. INTERNAL."""
 
@@ -145,6 +147,8 @@ ERROR_REASON_DEAD_LETTERED: ErrorReason.ValueType  # 60
 """The record could not be decided and lies in the dead letters. INTERNAL."""
 ERROR_REASON_NO_CHANGE: ErrorReason.ValueType  # 61
 """Nothing would change (the role or the setting has that value already). FAILED_PRECONDITION."""
+ERROR_REASON_SLOT_COUNT_DIFFERS: ErrorReason.ValueType  # 80
+"""Between services: router and gateway hash users into different numbers of slots. FAILED_PRECONDITION."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 99
 """Our bug: details are in the server's log under the status's request. INTERNAL."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

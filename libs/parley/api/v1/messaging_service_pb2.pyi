@@ -32,9 +32,11 @@ class _GoAwayReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GoAwayRe
     DESCRIPTOR: _descriptor.EnumDescriptor
     GO_AWAY_REASON_UNSPECIFIED: _GoAwayReason.ValueType  # 0
     GO_AWAY_REASON_MOVED: _GoAwayReason.ValueType  # 1
-    """Another gateway serves this user: reconnect there. Not sent yet."""
+    """Another gateway serves this user: reconnect there at once; after a second one in a row, with
+    backoff.
+    """
     GO_AWAY_REASON_DRAINING: _GoAwayReason.ValueType  # 2
-    """The server stops: reconnect after the delay."""
+    """The server stops: reconnect after the delay, at the address if there is one."""
     GO_AWAY_REASON_SLOW: _GoAwayReason.ValueType  # 3
     """The device did not read fast enough: reconnect and Sync."""
     GO_AWAY_REASON_IDLE: _GoAwayReason.ValueType  # 4
@@ -46,7 +48,9 @@ class _GoAwayReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GoAwayRe
     GO_AWAY_REASON_EXPIRED: _GoAwayReason.ValueType  # 7
     """The token's time is over: reconnect with a fresh one."""
     GO_AWAY_REASON_OVERLOADED: _GoAwayReason.ValueType  # 8
-    """Too many want in: reconnect after the delay."""
+    """Too many want in, or it is not clear for a moment which gateway serves this user: reconnect
+    after the delay.
+    """
     GO_AWAY_REASON_PROTOCOL_ERROR: _GoAwayReason.ValueType  # 9
     """The client broke the protocol: do not reconnect, mend it."""
 
@@ -55,9 +59,11 @@ class GoAwayReason(_GoAwayReason, metaclass=_GoAwayReasonEnumTypeWrapper):
 
 GO_AWAY_REASON_UNSPECIFIED: GoAwayReason.ValueType  # 0
 GO_AWAY_REASON_MOVED: GoAwayReason.ValueType  # 1
-"""Another gateway serves this user: reconnect there. Not sent yet."""
+"""Another gateway serves this user: reconnect there at once; after a second one in a row, with
+backoff.
+"""
 GO_AWAY_REASON_DRAINING: GoAwayReason.ValueType  # 2
-"""The server stops: reconnect after the delay."""
+"""The server stops: reconnect after the delay, at the address if there is one."""
 GO_AWAY_REASON_SLOW: GoAwayReason.ValueType  # 3
 """The device did not read fast enough: reconnect and Sync."""
 GO_AWAY_REASON_IDLE: GoAwayReason.ValueType  # 4
@@ -69,7 +75,9 @@ GO_AWAY_REASON_UNAUTHENTICATED: GoAwayReason.ValueType  # 6
 GO_AWAY_REASON_EXPIRED: GoAwayReason.ValueType  # 7
 """The token's time is over: reconnect with a fresh one."""
 GO_AWAY_REASON_OVERLOADED: GoAwayReason.ValueType  # 8
-"""Too many want in: reconnect after the delay."""
+"""Too many want in, or it is not clear for a moment which gateway serves this user: reconnect
+after the delay.
+"""
 GO_AWAY_REASON_PROTOCOL_ERROR: GoAwayReason.ValueType  # 9
 """The client broke the protocol: do not reconnect, mend it."""
 Global___GoAwayReason: _TypeAlias = GoAwayReason  # noqa: Y015
@@ -91,6 +99,47 @@ PRESENCE_STATE_UNSPECIFIED: PresenceState.ValueType  # 0
 PRESENCE_STATE_ONLINE: PresenceState.ValueType  # 1
 PRESENCE_STATE_OFFLINE: PresenceState.ValueType  # 3
 Global___PresenceState: _TypeAlias = PresenceState  # noqa: Y015
+
+@_typing.final
+class LocateRequest(_message.Message):
+    """Set by the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocateRequest: _TypeAlias = LocateRequest  # noqa: Y015
+
+@_typing.final
+class LocateResponse(_message.Message):
+    """Set by the server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port to connect to, empty: where this was asked. It holds until a GoAway says otherwise, or
+    the address can't be reached: then ask again.
+    """
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocateResponse: _TypeAlias = LocateResponse  # noqa: Y015
 
 @_typing.final
 class ConnectRequest(_message.Message):
@@ -410,7 +459,7 @@ class GoAway(_message.Message):
     reconnect: _builtins.bool
     """Whether to come again by itself."""
     address: _builtins.str
-    """Where to; empty: the same address. Set with MOVED only."""
+    """host:port to connect to; empty: the same address. Set with MOVED and DRAINING only."""
     detail: _builtins.str
     """For a person who reads logs."""
     @_builtins.property

@@ -42,6 +42,11 @@ class MessagingServiceStub:
                 request_serializer=parley_dot_api_dot_v1_dot_messaging__service__pb2.ConnectRequest.SerializeToString,
                 response_deserializer=parley_dot_api_dot_v1_dot_messaging__service__pb2.ConnectResponse.FromString,
                 _registered_method=True)
+        self.Locate = channel.unary_unary(
+                '/parley.api.v1.MessagingService/Locate',
+                request_serializer=parley_dot_api_dot_v1_dot_messaging__service__pb2.LocateRequest.SerializeToString,
+                response_deserializer=parley_dot_api_dot_v1_dot_messaging__service__pb2.LocateResponse.FromString,
+                _registered_method=True)
         self.Submit = channel.unary_unary(
                 '/parley.api.v1.MessagingService/Submit',
                 request_serializer=parley_dot_api_dot_v1_dot_messaging__service__pb2.SubmitRequest.SerializeToString,
@@ -83,6 +88,13 @@ class MessagingServiceServicer:
     def Connect(self, request_iterator, context):
         """A device's one stream. The first frame is Hello, answered by Welcome; then batches flow both
         ways. The server ends it politely with GoAway.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Locate(self, request, context):
+        """Which gateway serves the caller's devices: asked once, at the address that everybody knows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +150,11 @@ def add_MessagingServiceServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=parley_dot_api_dot_v1_dot_messaging__service__pb2.ConnectRequest.FromString,
                     response_serializer=parley_dot_api_dot_v1_dot_messaging__service__pb2.ConnectResponse.SerializeToString,
+            ),
+            'Locate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=parley_dot_api_dot_v1_dot_messaging__service__pb2.LocateRequest.FromString,
+                    response_serializer=parley_dot_api_dot_v1_dot_messaging__service__pb2.LocateResponse.SerializeToString,
             ),
             'Submit': grpc.unary_unary_rpc_method_handler(
                     servicer.Submit,
@@ -200,6 +217,33 @@ class MessagingService:
             '/parley.api.v1.MessagingService/Connect',
             parley_dot_api_dot_v1_dot_messaging__service__pb2.ConnectRequest.SerializeToString,
             parley_dot_api_dot_v1_dot_messaging__service__pb2.ConnectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Locate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.api.v1.MessagingService/Locate',
+            parley_dot_api_dot_v1_dot_messaging__service__pb2.LocateRequest.SerializeToString,
+            parley_dot_api_dot_v1_dot_messaging__service__pb2.LocateResponse.FromString,
             options,
             channel_credentials,
             insecure,

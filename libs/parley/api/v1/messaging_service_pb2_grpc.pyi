@@ -23,6 +23,8 @@ class MessagingServiceStub:
     """A device's one stream. The first frame is Hello, answered by Welcome; then batches flow both
     ways. The server ends it politely with GoAway.
     """
+    Locate: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.LocateRequest, _messaging_service_pb2.LocateResponse]
+    """Which gateway serves the caller's devices: asked once, at the address that everybody knows."""
     Submit: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.SubmitRequest, _messaging_service_pb2.SubmitResponse]
     """One command for bots and back ends: the same pipeline, the call waits for the outcome. A
     rejection is the call's status. Ordered only where each call waits for the one before.
@@ -53,6 +55,14 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         """A device's one stream. The first frame is Hello, answered by Welcome; then batches flow both
         ways. The server ends it politely with GoAway.
         """
+
+    @_abc_1.abstractmethod
+    def Locate(
+        self,
+        request: _messaging_service_pb2.LocateRequest,
+        context: _aio.ServicerContext[_messaging_service_pb2.LocateRequest, _abc.Awaitable[_messaging_service_pb2.LocateResponse]],
+    ) -> _abc.Awaitable[_messaging_service_pb2.LocateResponse]:
+        """Which gateway serves the caller's devices: asked once, at the address that everybody knows."""
 
     @_abc_1.abstractmethod
     def Submit(

@@ -25,25 +25,74 @@ class DeliverRequest(_message.Message):
 
     NUMBER_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    SLOT_COUNT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """Counted from 1 on each stream."""
+    """Counted from 1 on each stream; 0: the first frame, which only asks for an answer."""
+    slot_count: _builtins.int
+    """Set in the first frame: into how many slots the router hashes users. A gateway that has another
+    number ends the stream with FAILED_PRECONDITION.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.EventRecord]:
-        """As the store made them, the recipients named. Each part goes to those of its devices that are here."""
+        """As the store made them, cut to what concerns this gateway: the recipients whose slots it owns;
+        `own` and `actor` if it owns the actor's slot; `own` also if the actor is waiting here.
+        """
+
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotEpochs]:
+        """The slots of all these users, with the epochs under which the router believes them to be here.
+        Empty: nothing but `own` for those who are waiting here.
+        """
 
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         events: _abc.Iterable[_records_pb2.EventRecord] | None = ...,
+        epochs: _abc.Iterable[Global___SlotEpochs] | None = ...,
+        slot_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "events", b"events", "number", b"number", "slot_count", b"slot_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeliverRequest: _TypeAlias = DeliverRequest  # noqa: Y015
+
+@_typing.final
+class SlotEpochs(_message.Message):
+    """Slots of which one session holds the locks. The lists run in parallel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    LOCK_INDEXES_FIELD_NUMBER: _builtins.int
+    OWNER_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    owner_id: _builtins.str
+    """Whose session that is, in answers; in requests it is the one that is asked."""
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def lock_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        slots: _abc.Iterable[_builtins.int] | None = ...,
+        lock_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        owner_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lock_indexes", b"lock_indexes", "owner_id", b"owner_id", "session_id", b"session_id", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotEpochs: _TypeAlias = SlotEpochs  # noqa: Y015
 
 @_typing.final
 class DeliverResponse(_message.Message):
@@ -51,19 +100,31 @@ class DeliverResponse(_message.Message):
 
     NUMBER_FIELD_NUMBER: _builtins.int
     UNREACHED_FIELD_NUMBER: _builtins.int
+    REFUSED_SLOTS_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """The request's."""
     @_builtins.property
     def unreached(self) -> _containers.RepeatedCompositeFieldContainer[Global___Unreached]: ...
+    @_builtins.property
+    def refused_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Slots that are not here, or not under the epoch that was named: nothing went to their users."""
+
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotEpochs]:
+        """Those of the refused slots of which the gateway knows the owner, itself or another one."""
+
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         unreached: _abc.Iterable[Global___Unreached] | None = ...,
+        refused_slots: _abc.Iterable[_builtins.int] | None = ...,
+        owners: _abc.Iterable[Global___SlotEpochs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "unreached", b"unreached"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "owners", b"owners", "refused_slots", b"refused_slots", "unreached", b"unreached"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,3 +200,81 @@ class ListSessionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSessionsResponse: _TypeAlias = ListSessionsResponse  # noqa: Y015
+
+@_typing.final
+class NoteOwnersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotMove]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___SlotMove] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteOwnersRequest: _TypeAlias = NoteOwnersRequest  # noqa: Y015
+
+@_typing.final
+class NoteOwnersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteOwnersResponse: _TypeAlias = NoteOwnersResponse  # noqa: Y015
+
+@_typing.final
+class SlotMove(_message.Message):
+    """A slot that went from the one who is told to somebody else; set by a router."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOT_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    LOCK_INDEX_FIELD_NUMBER: _builtins.int
+    OWNER_ID_FIELD_NUMBER: _builtins.int
+    OWNER_SESSION_ID_FIELD_NUMBER: _builtins.int
+    OWNER_LOCK_INDEX_FIELD_NUMBER: _builtins.int
+    OWNER_ADDRESS_FIELD_NUMBER: _builtins.int
+    slot: _builtins.int
+    session_id: _builtins.str
+    """The epoch that has ended; one who holds the slot under another one ignores this."""
+    lock_index: _builtins.int
+    owner_id: _builtins.str
+    """The new owner, with its epoch and where devices find it."""
+    owner_session_id: _builtins.str
+    owner_lock_index: _builtins.int
+    owner_address: _builtins.str
+    def __init__(
+        self,
+        *,
+        slot: _builtins.int = ...,
+        session_id: _builtins.str = ...,
+        lock_index: _builtins.int = ...,
+        owner_id: _builtins.str = ...,
+        owner_session_id: _builtins.str = ...,
+        owner_lock_index: _builtins.int = ...,
+        owner_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lock_index", b"lock_index", "owner_address", b"owner_address", "owner_id", b"owner_id", "owner_lock_index", b"owner_lock_index", "owner_session_id", b"owner_session_id", "session_id", b"session_id", "slot", b"slot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SlotMove: _TypeAlias = SlotMove  # noqa: Y015

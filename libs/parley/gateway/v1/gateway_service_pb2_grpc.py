@@ -45,6 +45,11 @@ class GatewayServiceStub:
                 request_serializer=parley_dot_gateway_dot_v1_dot_gateway__service__pb2.ListSessionsRequest.SerializeToString,
                 response_deserializer=parley_dot_gateway_dot_v1_dot_gateway__service__pb2.ListSessionsResponse.FromString,
                 _registered_method=True)
+        self.NoteOwners = channel.unary_unary(
+                '/parley.gateway.v1.GatewayService/NoteOwners',
+                request_serializer=parley_dot_gateway_dot_v1_dot_gateway__service__pb2.NoteOwnersRequest.SerializeToString,
+                response_deserializer=parley_dot_gateway_dot_v1_dot_gateway__service__pb2.NoteOwnersResponse.FromString,
+                _registered_method=True)
 
 
 class GatewayServiceServicer:
@@ -65,6 +70,13 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NoteOwners(self, request, context):
+        """Slots that are another gateway's now, for one whose registry may be silent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.ListSessions,
                     request_deserializer=parley_dot_gateway_dot_v1_dot_gateway__service__pb2.ListSessionsRequest.FromString,
                     response_serializer=parley_dot_gateway_dot_v1_dot_gateway__service__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'NoteOwners': grpc.unary_unary_rpc_method_handler(
+                    servicer.NoteOwners,
+                    request_deserializer=parley_dot_gateway_dot_v1_dot_gateway__service__pb2.NoteOwnersRequest.FromString,
+                    response_serializer=parley_dot_gateway_dot_v1_dot_gateway__service__pb2.NoteOwnersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class GatewayService:
             '/parley.gateway.v1.GatewayService/ListSessions',
             parley_dot_gateway_dot_v1_dot_gateway__service__pb2.ListSessionsRequest.SerializeToString,
             parley_dot_gateway_dot_v1_dot_gateway__service__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NoteOwners(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.gateway.v1.GatewayService/NoteOwners',
+            parley_dot_gateway_dot_v1_dot_gateway__service__pb2.NoteOwnersRequest.SerializeToString,
+            parley_dot_gateway_dot_v1_dot_gateway__service__pb2.NoteOwnersResponse.FromString,
             options,
             channel_credentials,
             insecure,

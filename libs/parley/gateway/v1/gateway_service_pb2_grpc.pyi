@@ -20,6 +20,8 @@ class GatewayServiceStub:
     """Frames in order, each answered once everything in it lies in the devices' outboxes."""
     ListSessions: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.ListSessionsRequest, _gateway_service_pb2.ListSessionsResponse]
     """Which of these users have a session here."""
+    NoteOwners: _aio.UnaryUnaryMultiCallable[_gateway_service_pb2.NoteOwnersRequest, _gateway_service_pb2.NoteOwnersResponse]
+    """Slots that are another gateway's now, for one whose registry may be silent."""
 
 class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
     """What routers ask of a gateway."""
@@ -39,5 +41,13 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_gateway_service_pb2.ListSessionsRequest, _abc.Awaitable[_gateway_service_pb2.ListSessionsResponse]],
     ) -> _abc.Awaitable[_gateway_service_pb2.ListSessionsResponse]:
         """Which of these users have a session here."""
+
+    @_abc_1.abstractmethod
+    def NoteOwners(
+        self,
+        request: _gateway_service_pb2.NoteOwnersRequest,
+        context: _aio.ServicerContext[_gateway_service_pb2.NoteOwnersRequest, _abc.Awaitable[_gateway_service_pb2.NoteOwnersResponse]],
+    ) -> _abc.Awaitable[_gateway_service_pb2.NoteOwnersResponse]:
+        """Slots that are another gateway's now, for one whose registry may be silent."""
 
 def add_GatewayServiceServicer_to_server(servicer: GatewayServiceServicer, server: _aio.Server) -> None: ...
