@@ -65,6 +65,7 @@ GATEWAY_SETTINGS = GatewaySettings.model_validate(
         "group_members": 2,
         "slot_count": SLOTS,
         "slots_per_second": 2,
+        "offline_grace_seconds": 1.0,
     }
 )
 
