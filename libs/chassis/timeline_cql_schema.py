@@ -11,7 +11,7 @@ same rows, and where values may differ (log_epoch) the write timestamp lets the 
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from cassandra import DriverException, InvalidRequest, RequestExecutionException
@@ -56,7 +56,9 @@ async def apply_schema(session: CqlSession, keyspace: str, replication: str, ver
     among the nodes), TimelineUnavailableError: apply it again.
     """
     try:
-        await _define(session, f"CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {_replication(replication)}")
+        if not await _keyspace_exists(session, keyspace):
+            replicas = _replication(replication, session.nodes_by_datacenter())
+            await _define(session, f"CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replicas}")
         for table in _OWN_TABLES:
             await _define(session, f"CREATE TABLE IF NOT EXISTS {keyspace}.{table}")
         before = await _version(session, keyspace)
@@ -78,8 +80,7 @@ async def apply_schema(session: CqlSession, keyspace: str, replication: str, ver
 async def check_schema(session: CqlSession, keyspace: str, known_version: int) -> ClusterFacts:
     """Return what the database says of itself. Raises TimelineSetupError where its schema is not `known_version`, or not there."""
     try:
-        keyspaces = await session.query("SELECT keyspace_name FROM system_schema.keyspaces WHERE keyspace_name = %s", (keyspace,))
-        if not keyspaces:
+        if not await _keyspace_exists(session, keyspace):
             raise TimelineSetupError(f"the database has no keyspace {keyspace}: apply the schema first, or name another one")
         facts = await read_facts(session, keyspace)
     except InvalidRequest as error:
@@ -133,6 +134,10 @@ async def _set_fact(session: CqlSession, keyspace: str, name: str, value: str, *
     await session.query(cql, (name, value))
 
 
+async def _keyspace_exists(session: CqlSession, keyspace: str) -> bool:
+    return bool(await session.query("SELECT keyspace_name FROM system_schema.keyspaces WHERE keyspace_name = %s", (keyspace,)))
+
+
 async def _version(session: CqlSession, keyspace: str) -> int:
     rows = await session.query(f"SELECT version FROM {keyspace}.schema_version")  # noqa: S608
     return max((version for (version,) in rows), default=0)
@@ -156,9 +161,16 @@ def _create(keyspace: str, spec: TableSpec) -> str:
     return f"CREATE TABLE IF NOT EXISTS {keyspace}.{spec.name} ({columns}){options}"
 
 
-def _replication(text: str) -> str:
-    """Return CQL for "3" (copies in every datacenter) or "dc1=3,dc2=2". Raises TimelineSetupError."""
-    pairs = [("replication_factor", text)] if text.isdecimal() else [tuple(part.split("=", 1)) for part in text.split(",")]
-    if any(len(pair) != 2 or not pair[0].replace("-", "_").isidentifier() or not pair[1].isdecimal() for pair in pairs):
+def _replication(text: str, nodes: Mapping[str, int]) -> str:
+    """Return CQL for "3" (copies in every datacenter) or "berlin=3,paris=2". Raises TimelineSetupError."""
+    parts = dict.fromkeys(nodes, text) if text.isdecimal() else dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    if not parts or not all(copies.isdecimal() and int(copies) for copies in parts.values()):
         raise TimelineSetupError(f"{text!r} is no replication: a number of copies, or datacenter=copies,...")
-    return "{'class': 'NetworkTopologyStrategy', " + ", ".join(f"'{name}': '{copies}'" for name, copies in pairs) + "}"
+    for datacenter, copies in parts.items():
+        if nodes.get(datacenter, 0) < int(copies):
+            known = ", ".join(f"{name}: {count}" for name, count in sorted(nodes.items()))
+            raise TimelineSetupError(
+                f"{copies} copies of each row need as many nodes in datacenter {datacenter} (nodes are in {known}):"
+                " add nodes, or ask for fewer copies"
+            )
+    return "{'class': 'NetworkTopologyStrategy', " + ", ".join(f"'{name}': '{copies}'" for name, copies in parts.items()) + "}"

@@ -6,7 +6,7 @@ are being made anew) runs on an executor. The session has threads: a process tha
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -101,6 +101,10 @@ class CqlSession:
             return bool(response.is_schema_agreed)
 
         return await self._executor.run(execute)
+
+    def nodes_by_datacenter(self) -> Counter[str]:
+        """Return how many nodes each datacenter has."""
+        return Counter(str(host.datacenter) for host in self.metadata.all_hosts())
 
     async def run(self, kind: Kind, statements: Sequence[Statement], pages: Sequence[bytes | None] = ()) -> list[Answer]:
         """Send statements and wait for all answers, in their order. `pages` says where each one's page begins.

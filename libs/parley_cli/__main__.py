@@ -20,6 +20,7 @@ COMMANDS = {  # name: (module of this package, its click command), in the order 
     "check": ("check", "check"),
     "engines": ("engines", "engines"),
     "topics": ("topics", "topics"),
+    "schema": ("schema", "schema"),
 }
 
 

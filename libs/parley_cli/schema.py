@@ -1,0 +1,68 @@
+"""`parley schema`: the tables in ScyllaDB or Cassandra."""
+
+import asyncio
+import os
+
+import click
+from prometheus_client import CollectorRegistry
+
+from chassis.config import ConfigError, load_settings
+from chassis.timeline import TimelineSetupError, TimelineUnavailableError
+from chassis.timeline_cql_connect import open_cql_session
+from chassis.timeline_cql_metrics import CqlMetrics
+from chassis.timeline_cql_schema import ClusterFacts, apply_schema, read_engine
+from chassis.timeline_cql_settings import CqlSettings
+from parley_cli.connection import examples
+from parley_cli.failures import CommandError, SetupError
+from services.store.schema import SCHEMA
+
+
+@click.group(short_help="Make the tables in ScyllaDB or Cassandra.")
+def schema() -> None:
+    """Make the tables in ScyllaDB or Cassandra."""
+
+
+@schema.command(
+    short_help="Bring the tables to this version.",
+    epilog=examples(
+        "parley schema apply --hosts 127.0.0.1:9042 --replication 1",
+        "parley schema apply --hosts scylla-1,scylla-2,scylla-3 --keyspace parley --replication 3",
+        "parley schema apply --hosts db.berlin --replication berlin=3,paris=3",
+    ),
+)
+@click.option("--hosts", metavar="A:P,...", help="Nodes to begin with.  [default: 127.0.0.1:9042]")
+@click.option("--keyspace", metavar="NAME", help="Where the tables lie; made if it is not there.  [default: parley]")
+@click.option(
+    "--replication",
+    metavar="N",
+    default="3",
+    show_default=True,
+    help="Copies of each row in each datacenter, or DATACENTER=N,... for some; counts when the keyspace is made.",
+)
+@click.option("--wait", metavar="SECONDS", help="How long to wait for the database.  [default: 60]")
+def apply(replication: str, **flags: str | None) -> None:
+    """Bring the tables to the version that this program knows. Harmless again, and at once with others.
+
+    Do it before services of a new version start; those of the version before go on meanwhile. Refuses to touch a database whose
+    schema is newer. Flags go before the environment: PARLEY_CQL_HOSTS, PARLEY_CQL_KEYSPACE, PARLEY_CQL_USERNAME,
+    PARLEY_CQL_PASSWORD, PARLEY_CQL_TLS_CA_FILE, PARLEY_CQL_CONNECT_SECONDS.
+    """
+    names = {"hosts": "PARLEY_CQL_HOSTS", "keyspace": "PARLEY_CQL_KEYSPACE", "wait": "PARLEY_CQL_CONNECT_SECONDS"}
+    environ = dict(os.environ) | {names[flag]: value for flag, value in flags.items() if value is not None}
+    try:
+        settings = load_settings(CqlSettings, environ)
+        before, facts, engine = asyncio.run(_apply(settings, replication))
+    except (ConfigError, TimelineSetupError) as error:
+        raise SetupError(str(error)) from error
+    except TimelineUnavailableError as error:
+        raise CommandError(str(error)) from error
+    done = "had it already" if before == facts.schema_version else f"had version {before}" if before else "is new"
+    click.echo(f"keyspace {settings.keyspace} on {engine} has schema version {facts.schema_version} ({done})")
+    click.echo(f"cluster {facts.cluster_id}, log epoch {facts.log_epoch}")
+
+
+async def _apply(settings: CqlSettings, replication: str) -> tuple[int, ClusterFacts, str]:
+    click.echo(f"asking {settings.hosts} for up to {settings.connect_seconds:g} s", err=True)
+    async with open_cql_session(settings, CqlMetrics(CollectorRegistry())) as session:
+        before, facts = await apply_schema(session, settings.keyspace, replication, SCHEMA)
+        return before, facts, " ".join(await read_engine(session))
