@@ -22,18 +22,14 @@ _BATCH_TAG = _prefix(2)  # ConnectResponse.batch
 _SMALL = tuple(
     bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80, number >> 7)) for number in range(0x4000)
 )  # one or two bytes: lengths and most seqs, looked up because every message needs twenty
+_MORE = tuple(bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(0x4000))  # the two lowest of more than two
 
 
 def varint(number: int) -> bytes:
     """Encode a number >= 0 as protobuf does."""
     if number < 0x4000:
         return _SMALL[number]
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return _MORE[number & 0x3FFF] + varint(number >> 14)
 
 
 def field(tag: bytes, message: bytes) -> bytes:

@@ -47,6 +47,29 @@ def _number(tag: bytes, value: int) -> bytes:
     return tag + varint(value) if value else b""
 
 
+@lru_cache(maxsize=64)
+def _millis(tag: bytes, time_ms: int) -> bytes:
+    """A time that is a number of milliseconds: the same for a whole batch, as `timestamp` is."""
+    return tag + varint(time_ms)
+
+
+@lru_cache(maxsize=64)
+def _time(tag: bytes, time: bytes) -> bytes:
+    return tag + varint(len(time)) + time
+
+
+@lru_cache(maxsize=16_384)
+def _actor(user_id: str, device_id: str) -> bytes:
+    """Fields 4 and 5 of an Event."""
+    return _id(b"\x22", user_id) + _id(b"\x2a", device_id)
+
+
+@lru_cache(maxsize=16_384)
+def _origin(user_id: str, device_id: str, gateway_id: str, session_id: str) -> bytes:
+    """Fields 3 to 6 of an EventRecord."""
+    return _id(b"\x1a", user_id) + _id(b"\x22", device_id) + _id(b"\x2a", gateway_id) + _id(b"\x32", session_id)
+
+
 @lru_cache(maxsize=256)
 def _place(epoch: int, partition: int) -> bytes:
     """Fields 1 and 2 of a DedupeRow, and the tag of 3."""
@@ -57,6 +80,40 @@ def _place(epoch: int, partition: int) -> bytes:
 def _log_time(log_ms: int) -> bytes:
     """Field 4 of a DedupeRow, and tag and length of 5."""
     return b"\x20" + varint(log_ms) + b"\x2a" + varint(PAYLOAD_HASH_BYTES)
+
+
+@lru_cache(maxsize=4_096)  # one for all 1-1, one a group
+def _head(kind: int, epoch: int, partition: int, title: str, large: bool, version: int, member_count: int) -> bytes:
+    """Return what a message changes nothing of in a HeadRow."""
+    return b"".join(
+        (
+            b"\x08",
+            varint(kind),
+            b"\x20",
+            varint(epoch),
+            b"\x28",
+            varint(partition),
+            _bytes(b"\x42", title.encode()),
+            b"\x48\x01" if large else b"",
+            b"\x50",
+            varint(version),
+            b"\x60",
+            varint(member_count),
+        )
+    )
+
+
+@lru_cache(maxsize=4_096)
+def _stay(first: int, last: int, role: int, role_seq: int) -> bytes:
+    """Fields 1 to 3 of a MemberRow of who came once."""
+    return _bytes(b"\x0a", _pair(first, last)) + b"\x10" + varint(role) + b"\x18" + varint(role_seq)
+
+
+@lru_cache(maxsize=16_384)
+def _inbox(kind: int, peer_user_id: str, version: int, active: bool) -> bytes:
+    """Return what a message changes nothing of in an InboxRow."""
+    left = b"" if active else b"\x68\x01"
+    return b"\x08" + varint(kind) + _id(b"\x3a", peer_user_id) + b"\x50" + varint(version) + left
 
 
 def event(
@@ -76,11 +133,8 @@ def event(
             _id(b"\x0a", conversation_id),
             b"\x10",
             varint(seq),
-            b"\x1a",
-            varint(len(time)),
-            time,
-            _id(b"\x22", user_id),
-            _id(b"\x2a", device_id),
+            _time(b"\x1a", time),
+            _actor(user_id, device_id),
             _bytes(b"\x32", request_id),
             b"\x38",
             varint(count),
@@ -100,9 +154,7 @@ def accepted(request_id: bytes, conversation_id: str, seq: int, count: int, time
             varint(seq),
             b"\x18",
             varint(count),
-            b"\x22",
-            varint(len(time)),
-            time,
+            _time(b"\x22", time),
             b"\x28\x01" if duplicate else b"",
         )
     )
@@ -122,9 +174,7 @@ def receipt(conversation_id: str, user_id: str, delivered_seq: int, read_seq: in
             _id(b"\x12", user_id),
             _number(b"\x18", delivered_seq),
             _number(b"\x20", read_seq),
-            b"\x2a",
-            varint(len(time)),
-            time,
+            _time(b"\x2a", time),
         )
     )
 
@@ -167,53 +217,47 @@ def dedupe_row(
 
 def head_row(state: ConversationState) -> bytes:
     """Encode a parley.store.v1.HeadRow."""
+    applied = state.applied
     return b"".join(
         (
-            b"\x08",
-            varint(state.kind),
+            _head(state.kind, applied.epoch, applied.partition, state.title, state.large, state.version, state.member_count),
             b"\x10",
             varint(state.head_seq),
             b"\x18",
             varint(state.message_count),
-            b"\x20",
-            varint(state.applied.epoch),
-            b"\x28",
-            varint(state.applied.partition),
             b"\x30",
-            varint(state.applied.offset),
+            varint(applied.offset),
             b"\x38",
             varint(state.stamp),
-            _bytes(b"\x42", state.title.encode()),
-            b"\x48\x01" if state.large else b"",
-            b"\x50",
-            varint(state.version),
-            b"\x58",
-            varint(state.last_time_ms),
-            b"\x60",
-            varint(state.member_count),
+            _millis(b"\x58", state.last_time_ms),
         )
     )
 
 
 def member_row(member: Member) -> bytes:
     """Encode a parley.store.v1.MemberRow."""
+    stays, runs = member.stays, member.own_after_read
+    first, last = stays[-1]
     return b"".join(
         (
-            *[_bytes(b"\x0a", _pair(first, last)) for first, last in member.stays],
-            b"\x10",
-            varint(member.role),
-            b"\x18",
-            varint(member.role_seq),
+            *[_bytes(b"\x0a", _pair(*stay)) for stay in stays[:-1]],
+            _stay(first, last, member.role, member.role_seq),
             b"\x20",
             varint(member.delivered_seq),
             b"\x28",
             varint(member.read_seq),
             b"\x30",
             varint(member.read_count),
-            *[
-                _bytes(b"\x3a", _pair(run.first_seq, run.last_seq) + b"\x18" + varint(run.last_count))
-                for run in member.own_after_read
-            ],
+            *[_bytes(b"\x3a", _pair(run.first_seq, run.last_seq) + b"\x18" + varint(run.last_count)) for run in runs],
+            _left(member) if last or len(stays) > 1 else b"",
+        )
+    )
+
+
+def _left(member: Member) -> bytes:
+    """Fields 8 to 12 of a MemberRow: how the conversation looked when he left it."""
+    return b"".join(
+        (
             _number(b"\x40", member.left_count),
             _number(b"\x48", member.left_time_ms),
             _number(b"\x50", member.left_version),
@@ -232,8 +276,7 @@ def inbox_row(state: ConversationState, member: Member, peer_user_id: str, peer:
     head_seq, message_count, version, last_time_ms = state.visible_head(member)
     return b"".join(
         (
-            b"\x08",
-            varint(state.kind),
+            _inbox(state.kind, peer_user_id, version, member.active),
             b"\x10",
             varint(head_seq),
             b"\x18",
@@ -244,13 +287,8 @@ def inbox_row(state: ConversationState, member: Member, peer_user_id: str, peer:
             varint(member.read_seq),
             b"\x30",
             varint(message_count - member.read_count - member.own_count()),
-            _id(b"\x3a", peer_user_id),
             b"\x40" + varint(peer.delivered_seq) + b"\x48" + varint(peer.read_seq) if peer is not None else b"",
-            b"\x50",
-            varint(version),
-            b"\x58",
-            varint(last_time_ms),
-            b"" if member.active else b"\x68\x01",
+            _millis(b"\x58", last_time_ms),
         )
     )
 
@@ -276,10 +314,7 @@ def event_record(
         (
             _id(b"\x0a", conversation_id),
             _number(b"\x10", seq),
-            _id(b"\x1a", user_id),
-            _id(b"\x22", device_id),
-            _id(b"\x2a", gateway_id),
-            _id(b"\x32", session_id),
+            _origin(user_id, device_id, gateway_id, session_id),
             _bytes(b"\x3a", shared),
             _bytes(b"\x42", own),
             _bytes(b"\x4a", actor),
@@ -294,7 +329,9 @@ def event_record(
 
 def payload_hash(conversation_id: str, action: str, payload: bytes) -> bytes:
     """Hash what a request_id stands for: the resolved conversation and the action's bytes as the device sent them."""
-    hasher = blake2b(digest_size=PAYLOAD_HASH_BYTES, person=action.encode()[:16])
-    hasher.update(conversation_id.encode())
-    hasher.update(payload)
-    return hasher.digest()
+    return blake2b(conversation_id.encode() + payload, digest_size=PAYLOAD_HASH_BYTES, person=_person(action)).digest()
+
+
+@lru_cache(maxsize=32)
+def _person(action: str) -> bytes:
+    return action.encode()[: blake2b.PERSON_SIZE]
