@@ -8,8 +8,8 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from chassis.addresses import is_address
+from chassis.certificates import TlsError
 from chassis.eventlog_kafka_connection import KafkaConnection
-from chassis.transport import TlsError
 
 
 class KafkaSettings(BaseSettings):

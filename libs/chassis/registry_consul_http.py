@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from chassis.addresses import is_address
+from chassis.certificates import TlsError
 from chassis.registry import RegistryUnavailableError
-from chassis.transport import TlsError
 
 REQUEST_SECONDS: Final = 3.0  # a healthy Consul answers within milliseconds; a leader's election takes about as long as this
 # How long a blocking query blocks when nothing changes: also, with the deadline on top, how long a connection that died silently

@@ -12,10 +12,12 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from chassis.handlers import GuardedGenericHandler, Handler, RunningHandlers, guard_methods
+from chassis.callers import admitting
+from chassis.certificates import Certificates, TlsFiles, dynamic_server_credentials
+from chassis.handlers import Admit, GuardedGenericHandler, Handler, RunningHandlers, guard_methods
 from chassis.readiness import Readiness
 from chassis.tasks import open_tasks
-from chassis.transport import SERVER_MAX_RECEIVE_BYTES, TlsFiles, server_credentials, server_options
+from chassis.transport import SERVER_MAX_RECEIVE_BYTES, Callers, server_options
 
 Register = Callable[[grpc.aio.Server], None]
 STOP_GRACE_SECONDS: Final = 1.0  # for unary calls under way; streams were ended before, those that were not are cancelled after it
@@ -54,7 +56,7 @@ async def open_server(
     *,
     bind: str,
     register: Register,
-    tls: TlsFiles | None = None,
+    tls: TlsFiles | Callers | None = None,
     readiness: Readiness | None = None,
     max_receive_bytes: int = SERVER_MAX_RECEIVE_BYTES,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
@@ -62,11 +64,11 @@ async def open_server(
     """Serve what `register` adds, plus health and reflection, on `bind` (host:port, port 0: a free one).
 
     Leaving refuses new calls, gives running ones `stop_grace_seconds`, then cancels them. Raises BindError, TlsError.
-    Health follows `readiness`; without it, it says SERVING until told otherwise.
+    TLS files are read again when they change. Health follows `readiness`; without it, it says SERVING until told otherwise.
     """
     host, port = split_bind(bind)
     inner = grpc.aio.server(options=server_options(max_receive_bytes))
-    server = _GuardedServer(inner)
+    server = _GuardedServer(inner, admitting(tls.roles) if isinstance(tls, Callers) else None)
     register(server)
     health_servicer = health.aio.HealthServicer()
     for service in server.services:
@@ -93,8 +95,9 @@ async def open_server(
 class _GuardedServer(grpc.aio.Server):
     """A server that wraps the handlers which are added to it and remembers their services' names."""
 
-    def __init__(self, inner: grpc.aio.Server) -> None:
+    def __init__(self, inner: grpc.aio.Server, admit: Admit | None) -> None:
         self._inner = inner
+        self._admit = admit
         self.services: list[str] = []
         self.handlers: RunningHandlers = {}
 
@@ -103,10 +106,11 @@ class _GuardedServer(grpc.aio.Server):
         for handler in handlers:
             if isinstance(handler, grpc.ServiceRpcHandler) and handler.service_name() not in self.services:
                 self.services.append(handler.service_name())
-        self._inner.add_generic_rpc_handlers([GuardedGenericHandler(handler, self.handlers) for handler in handlers])
+        self._inner.add_generic_rpc_handlers([GuardedGenericHandler(handler, self.handlers, self._admit) for handler in handlers])
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        self._inner.add_registered_method_handlers(service_name, guard_methods(service_name, method_handlers, self.handlers))
+        guarded = guard_methods(service_name, method_handlers, self.handlers, self._admit)
+        self._inner.add_registered_method_handlers(service_name, guarded)
 
     def add_insecure_port(self, address: str) -> int:
         raise grpc.aio.UsageError(f"open_server chooses the port, not {address}")
@@ -124,8 +128,10 @@ class _GuardedServer(grpc.aio.Server):
         return await self._inner.wait_for_termination(timeout)
 
 
-def _bind(server: grpc.aio.Server, bind: str, tls: TlsFiles | None) -> int:
-    credentials = None if tls is None else server_credentials(tls)
+def _bind(server: grpc.aio.Server, bind: str, tls: TlsFiles | Callers | None) -> int:
+    credentials = None
+    if tls is not None:
+        credentials = dynamic_server_credentials(tls.certificates if isinstance(tls, Callers) else Certificates(tls))
     try:
         port = server.add_insecure_port(bind) if credentials is None else server.add_secure_port(bind, credentials)
     except RuntimeError as error:

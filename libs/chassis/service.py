@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from pydantic_settings import BaseSettings
 
 from chassis.app import Stop, allow_open_files, prefer_throughput, run
+from chassis.certificates import TlsError
 from chassis.channels import open_channel
 from chassis.clock import SystemClock
 from chassis.config import ConfigError, Settings, load_all_settings
@@ -34,7 +35,7 @@ from chassis.process_config import InternalSettings, ProcessSettings
 from chassis.readiness import PROCESS, Probe, Readiness, open_readiness
 from chassis.registry import Instance
 from chassis.server import BindError, Register, RunningServer, open_server
-from chassis.transport import TlsError
+from chassis.transport import Callers, Peer
 from chassis.waiting import EnginesAbsentError, open_when_there
 
 EXIT_FAILED: Final = 1
@@ -58,6 +59,7 @@ class Host:
         self.readiness = readiness
         self.started = asyncio.Event()
         self.metrics_address = ""
+        self.certificates = settings[InternalSettings].certificates(service)  # raises TlsError
         self._stop = stop
 
     def engine(
@@ -66,13 +68,16 @@ class Host:
         """Open an engine's adapter; while the engine is not there, say so, and give up after `seconds` (EnginesAbsentError)."""
         return open_when_there(name, opening, absent=absent, seconds=seconds, clock=self.clock, readiness=self.readiness)
 
-    def internal_server(self, register: Register) -> AbstractAsyncContextManager[RunningServer]:
-        """Serve other services."""
-        return open_server(bind=self.settings[InternalSettings].listen, register=register, readiness=self.readiness)
+    def internal_server(
+        self, register: Register, callers: frozenset[str] = frozenset()
+    ) -> AbstractAsyncContextManager[RunningServer]:
+        """Serve other services; where certificates are configured, only those whose role is among the callers."""
+        tls = None if self.certificates is None else Callers(self.certificates, callers)
+        return open_server(bind=self.settings[InternalSettings].listen, register=register, tls=tls, readiness=self.readiness)
 
     def channel_to(self, instance: Instance) -> AbstractAsyncContextManager[grpc.aio.Channel]:
-        """Open a channel to another service's instance."""
-        return open_channel(instance.address)
+        """Open a channel to another service's instance, which shows that it is one, where certificates are configured."""
+        return open_channel(instance.address, None if self.certificates is None else Peer(self.certificates, instance.service))
 
     def advertised(self, server: RunningServer) -> str:
         """Return the address at which others reach the internal server."""

@@ -1,10 +1,11 @@
 """Keepalive, limits and TLS of gRPC connections: what servers and channels must agree on."""
 
-import ssl
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import grpc
+
+from chassis.certificates import Certificates, TlsError
 
 Options = list[tuple[str, int | str]]
 
@@ -27,21 +28,24 @@ MAX_STREAMS_PER_CONNECTION: Final = 1_000  # gateways share one connection to a 
 MAX_RECONNECT_BACKOFF_MS: Final = 5_000  # gRPC's 120 s would keep a service away from one that is long back
 
 
-class TlsError(Exception):
-    """The TLS files can't be used."""
-
-
-class TlsFiles(NamedTuple):
-    """A server's certificate (with its chain) and private key, PEM."""
-
-    certificate: Path
-    key: Path
-
-
 class TlsRoots(NamedTuple):
     """Whom a client trusts: a PEM file of certificates, or those that gRPC brings."""
 
     certificates: Path | None = None
+
+
+class Peer(NamedTuple):
+    """Another service, to which a process shows its own certificate, and of which it expects a role."""
+
+    certificates: Certificates
+    role: str
+
+
+class Callers(NamedTuple):
+    """A server's own certificate, and the roles of those who may call it."""
+
+    certificates: Certificates
+    roles: frozenset[str]
 
 
 def server_options(max_receive_bytes: int) -> Options:
@@ -71,15 +75,6 @@ def channel_options(max_receive_bytes: int) -> Options:
         ("grpc.use_local_subchannel_pool", 1),  # a channel is a connection: two devices in one process share none
         ("grpc.enable_http_proxy", 0),  # proxies cut long streams, and services lie beside each other
     ]
-
-
-def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Read a server's TLS files. Raises TlsError that names them."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)  # gRPC would only fail to bind
-        return grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
-    except (OSError, ssl.SSLError) as error:
-        raise TlsError(f"certificate {tls.certificate} with key {tls.key} can't be used: {error}") from error
 
 
 def channel_credentials(tls: TlsRoots) -> grpc.ChannelCredentials:

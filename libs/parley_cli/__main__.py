@@ -14,6 +14,7 @@ COMMANDS = {  # name: (module of this package, its click command), in the order 
     "send": ("send", "send"),
     "history": ("history", "history"),
     "token": ("token", "token"),
+    "certs": ("certs", "certs"),
     "demo": ("demo", "demo"),
     "bench": ("bench", "bench"),
     "simulate": ("simulate", "simulate"),

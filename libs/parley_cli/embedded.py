@@ -13,13 +13,13 @@ from pathlib import Path
 import grpc.aio
 from prometheus_client import CollectorRegistry
 
+from chassis.certificates import TlsFiles
 from chassis.clock import Clock, SystemClock
 from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
 from chassis.first_of import first_of
 from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.readiness import PROCESS, Readiness
 from chassis.server import open_server
-from chassis.transport import TlsFiles
 from parley_protocol.topics import COMMANDS, topics
 from services.gateway.app import Gateway, open_gateway, open_verifier
 from services.gateway.config import GatewaySettings

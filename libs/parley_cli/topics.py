@@ -5,11 +5,11 @@ import os
 
 import click
 
+from chassis.certificates import TlsError
 from chassis.config import ConfigError, load_settings
 from chassis.eventlog import LogUnavailableError
 from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.eventlog_kafka_topics import RETENTION_DAYS, TopicSettings, apply_topics, engine_topic
-from chassis.transport import TlsError
 from parley_cli.connection import examples
 from parley_cli.failures import CommandError, SetupError
 from parley_protocol.topics import topics as all_topics

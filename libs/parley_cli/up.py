@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from chassis.addresses import is_loopback
 from chassis.app import Stop, allow_open_files, prefer_throughput, run
+from chassis.certificates import TlsError
 from chassis.config import ConfigError, load_all_settings
 from chassis.embedded import DataFolderError
 from chassis.eventlog import LogUnavailableError
@@ -25,7 +26,6 @@ from chassis.readiness import open_readiness
 from chassis.server import BindError
 from chassis.sqlite import StorageError
 from chassis.timeline import TimelineUnavailableError
-from chassis.transport import TlsError
 from parley_cli.connection import DEFAULT_ADDRESS, data_option, examples
 from parley_cli.data_dir import default_data_dir
 from parley_cli.embedded import EmbeddedSettings, Running, open_embedded

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from gateway_world import World, auth, open_world, token
 
-from chassis.transport import TlsFiles
+from chassis.certificates import TlsFiles
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.commands_pb2 import ROLE_ADMIN, ROLE_OWNER
 from parley_client import Client, MemoryStore, RejectedError, SignedOffError, SqliteStore, StatusError, TimelineEvent, open_client

@@ -21,8 +21,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
+from chassis.certificates import TlsFiles
 from chassis.errors import carried_status, reason_of, retry_delay_of
-from chassis.transport import TlsFiles
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.commands_pb2 import Command
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub

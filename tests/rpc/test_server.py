@@ -19,9 +19,10 @@ from structlog.testing import capture_logs
 
 from chassis import server as server_module
 from chassis import transport
+from chassis.certificates import TlsError, TlsFiles
 from chassis.channels import open_channel
 from chassis.server import BindError, open_server
-from chassis.transport import TlsError, TlsFiles, TlsRoots
+from chassis.transport import TlsRoots
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 

@@ -29,6 +29,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 3
     ERROR_REASON_DEVICE_MISMATCH: _ErrorReason.ValueType  # 4
     """The token pins another device than the one that the call names. PERMISSION_DENIED."""
+    ERROR_REASON_CALLER_UNKNOWN: _ErrorReason.ValueType  # 5
+    """Between services: the caller's certificate names no role. UNAUTHENTICATED."""
+    ERROR_REASON_CALLER_NOT_ALLOWED: _ErrorReason.ValueType  # 6
+    """Between services: the caller's role may not call this. PERMISSION_DENIED."""
     ERROR_REASON_MALFORMED: _ErrorReason.ValueType  # 10
     """The shape of what was sent. INVALID_ARGUMENT unless said otherwise."""
     ERROR_REASON_FIELD_MISSING: _ErrorReason.ValueType  # 11
@@ -97,6 +101,10 @@ ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 2
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 3
 ERROR_REASON_DEVICE_MISMATCH: ErrorReason.ValueType  # 4
 """The token pins another device than the one that the call names. PERMISSION_DENIED."""
+ERROR_REASON_CALLER_UNKNOWN: ErrorReason.ValueType  # 5
+"""Between services: the caller's certificate names no role. UNAUTHENTICATED."""
+ERROR_REASON_CALLER_NOT_ALLOWED: ErrorReason.ValueType  # 6
+"""Between services: the caller's role may not call this. PERMISSION_DENIED."""
 ERROR_REASON_MALFORMED: ErrorReason.ValueType  # 10
 """The shape of what was sent. INVALID_ARGUMENT unless said otherwise."""
 ERROR_REASON_FIELD_MISSING: ErrorReason.ValueType  # 11
