@@ -1,6 +1,7 @@
 """How a process connects to ScyllaDB or Cassandra: policies, patience, and the driver's settings with their reasons."""
 
 import asyncio
+import logging
 import random
 import socket
 from collections.abc import AsyncIterator
@@ -73,6 +74,9 @@ async def open_cql_session(settings: CqlSettings, metrics: CqlMetrics) -> AsyncI
 
     Raises TimelineSetupError: it is there and does not want us; TimelineUnavailableError: it is not there.
     """
+    driver_log = logging.getLogger("cassandra")
+    if not driver_log.isEnabledFor(logging.DEBUG):
+        driver_log.setLevel(logging.CRITICAL)  # it logs with a traceback, often twice, what we raise or log in one line
     executor = ThreadExecutor("cql")
     try:
         cluster, session = await _connect(settings, executor)
