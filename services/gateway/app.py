@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 import grpc
 import structlog
@@ -41,6 +42,8 @@ _log = structlog.get_logger()
 _FIRST_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 5.0
 _SWEEPS_PER_LIMIT = 4  # a limit of n seconds is found to be over after at most n * 1.25
+
+CALLERS: Final = frozenset({"router"})  # who calls a gateway's internal port
 
 
 class Gateway:

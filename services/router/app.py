@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from prometheus_client import CollectorRegistry
@@ -24,6 +24,8 @@ from services.router.metrics import RouterMetrics
 from services.router.route import Router
 
 _USERS_MAX = 1000  # in one question
+
+CALLERS: Final = frozenset({"gateway"})  # who asks a router
 
 
 class RouterRpc(RouterServiceServicer):

@@ -3,7 +3,7 @@
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
@@ -21,6 +21,8 @@ from services.store.recent import RecentEvents
 from services.store.rows import HEAD_KEY, STATE
 from services.store.rpc import StoreRpc
 from services.store.sync import Syncer
+
+CALLERS: Final = frozenset({"gateway", "router"})  # who asks a store
 
 
 class Store:
