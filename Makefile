@@ -13,7 +13,7 @@ export UV_CACHE_DIR := $(CURDIR)/build/uv
 PROTOS := $(shell find protos -name '*.proto')
 ARGS ?=
 
-.PHONY: help run test lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
+.PHONY: help run test explore lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ run: $(READY) ## set up if needed and start Parley on this machine (ARGS="--list
 test: $(READY) ## run all tests (one tier: .venv/bin/pytest tests/unit)
 	@# Sets iterate alike in every run, so that a simulation's seed means the same everywhere.
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest --durations=15 $(ARGS)
+
+explore: $(READY) ## walk all interleavings of two stores with a crash or an error at every step (minutes; FAULTS=2: hours)
+	EXPLORE_FAULTS=$(or $(FAULTS),1) $(BIN)/python -m pytest tests/unit/test_store_exploration.py --durations=0 $(ARGS)
 
 lint: lint-style lint-types lint-protos ## check style, types and protos (make -k lint: all findings, not the first step's)
 

@@ -17,6 +17,7 @@ from worlds import (
     KafkaLogWorld,
     LogWorld,
     MemoryRegistryWorld,
+    MemoryTimelineWorld,
     RegistryWorld,
     TimelineWorld,
 )
@@ -43,13 +44,15 @@ async def log_world(request: pytest.FixtureRequest, engines: EnginesOfTheRun, tm
             yield EmbeddedLogWorld(disk)
 
 
-@pytest.fixture(params=["sqlite-file", "sqlite-memory", pytest.param("cql", marks=pytest.mark.engines("scylladb"))])
+@pytest.fixture(params=["sqlite-file", "sqlite-memory", "mapping", pytest.param("cql", marks=pytest.mark.engines("scylladb"))])
 def timeline_world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TimelineWorld]:
     match request.param:
         case "cql":
             yield CqlTimelineWorld(request.getfixturevalue("cql_database"), f"{uuid.uuid4()}/")
         case "sqlite-file":
             yield EmbeddedTimelineWorld(tmp_path / "data")
+        case "mapping":
+            yield MemoryTimelineWorld()
         case _:
             with closing(MemoryDisk()) as disk:
                 yield EmbeddedTimelineWorld(disk)

@@ -21,6 +21,7 @@ from chassis.registry import Registry
 from chassis.registry_consul import open_consul_registry
 from chassis.registry_consul_http import ConsulSettings, open_consul_client
 from chassis.registry_memory import MemoryRegistry
+from chassis.testing.timeline_memory import MemoryTimeline, Tables
 from chassis.timeline import Cell, Point, Row, Timeline
 from chassis.timeline_cql import open_cql_timeline
 from chassis.timeline_cql_settings import CqlSettings
@@ -146,6 +147,17 @@ class OwnPartitions:
         self, table: str, partition: str, first_key: bytes, last_key: bytes, limit: int, *, descending: bool = False
     ) -> Sequence[Cell]:
         return await self._inner.read_range(table, self._prefix + partition, first_key, last_key, limit, descending=descending)
+
+
+class MemoryTimelineWorld:
+    def __init__(self) -> None:
+        self._tables: Tables = {}
+
+    @asynccontextmanager
+    async def open(self, tables: Sequence[str]) -> AsyncIterator[Timeline]:
+        timeline = MemoryTimeline(tables, self._tables)
+        yield timeline
+        self._tables = timeline.tables
 
 
 class MemoryRegistryWorld:
