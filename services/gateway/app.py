@@ -64,12 +64,17 @@ class Gateway:
         self._calls = calls
         self._rpc = rpc
         self._tasks = tasks
-        self._slots = slots
+        self.slots = slots
         self._directory = directory
         self._clock = clock
         self._metrics = metrics
         self._rng = rng
         self._ownership: Ownership | None = None
+
+    @property
+    def session_count(self) -> int:
+        """Return how many devices are here."""
+        return sum(map(len, self._directory.by_user.values()))
 
     @asynccontextmanager
     async def own_slots(self, registry: Registry, *, address: str, public_address: str = "") -> AsyncIterator[None]:
@@ -77,14 +82,14 @@ class Gateway:
 
         A gateway that is alone with its registry owns all of them when the block begins; others come to theirs later.
         """
-        self._slots.public_address = public_address
+        self.slots.public_address = public_address
         instance = Instance(GATEWAYS, self.instance_id, address, public_address)
         ownership = Ownership(
-            self._slots, registry, instance, self.end_slots, clock=self._clock, metrics=self._metrics, rng=self._rng
+            self.slots, registry, instance, self.end_slots, clock=self._clock, metrics=self._metrics, rng=self._rng
         )
         async with open_ownership(ownership):
-            if self._slots.alone:
-                await ownership.wait_until(lambda: self._slots.is_whole)
+            if self.slots.alone:
+                await ownership.wait_until(lambda: self.slots.is_whole)
             self._ownership = ownership
             try:
                 yield
@@ -95,11 +100,11 @@ class Gateway:
         """Send the devices of slots to whom they belong now."""
         self._metrics.slots_ended.inc(len(ended))
         addresses = {one.slot: one.address for one in ended}
-        if self._slots.draining:
+        if self.slots.draining:
             reason, detail = GoAwayReason.GO_AWAY_REASON_DRAINING, "the server stops, another one serves this user"
         else:
             reason, detail = GoAwayReason.GO_AWAY_REASON_MOVED, "another gateway serves this user now"
-        slot_of = self._slots.slot_of
+        slot_of = self.slots.slot_of
         for user_id, sessions in self._directory.by_user.items():
             address = addresses.get(slot_of(user_id))
             if address is not None:
@@ -132,7 +137,7 @@ class Gateway:
                 async with asyncio.timeout(self._settings.handover_seconds):
                     await self._ownership.drain()
             except TimeoutError:
-                _log.warning("gateway.drained_with_slots", slots=len(self._slots.epochs))  # others take them once we are gone
+                _log.warning("gateway.drained_with_slots", slots=len(self.slots.epochs))  # others take them once we are gone
         await self._streams.drain()
         self._acks.flush()
         try:
