@@ -8,6 +8,8 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import grpc
+import pytest
 from scripted_gateway import DEVICE, HEARTBEAT_SECONDS, Gateway, until, virtual
 
 from chassis.errors import ResourceExhausted, Unavailable
@@ -82,6 +84,15 @@ async def test_the_first_attempt_after_a_server_is_back_finds_it() -> None:
             async with await loop.create_server(protocol, sock=door):
                 assert await next_state(notices, ConnectionState.CONNECTED, ConnectionState.WAITING) is ConnectionState.CONNECTED
             (await gateway.stream()).end()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_client_that_is_closed_in_the_moment_of_its_connecting_ends(turns: int) -> None:
+    """A call that is cancelled before it has begun would leave whoever writes to it waiting for ever."""
+    async with asyncio.timeout(TIMEOUT_SECONDS), grpc.aio.insecure_channel("127.0.0.1:2") as channel:
+        async with open_client(channel=channel, token="t", device_id=DEVICE, store=MemoryStore()):
+            for _ in range(turns):
+                await asyncio.sleep(0)
 
 
 async def test_a_slow_line_is_not_cut_off_while_it_connects() -> None:
