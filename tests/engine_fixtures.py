@@ -31,6 +31,11 @@ class EnginesOfTheRun:
         self._missing = missing
         self._started: dict[str, Started] = {}
 
+    @property
+    def folder(self) -> Path:
+        """Where `parley engines` and `parley up --distributed` find them."""
+        return self._engines.data
+
     def address(self, name: str) -> str:
         """Return host:port of a running engine."""
         return self.started(name).address

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from chassis.engines import ClusterSettings
 from chassis.eventlog_kafka_metrics import KafkaMetrics
 from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.process_config import InternalSettings, ProcessSettings
@@ -23,9 +24,16 @@ from services.store.config import StoreSettings
 from services.store.metrics import StoreMetrics
 
 SETTINGS = [
-    ProcessSettings, GatewaySettings, InternalSettings, StoreSettings, RouterSettings,
-    CqlSettings, ConsulSettings, KafkaSettings,
-]  # fmt: skip
+    ProcessSettings,
+    GatewaySettings,
+    InternalSettings,
+    StoreSettings,
+    RouterSettings,
+    ClusterSettings,
+    KafkaSettings,
+    CqlSettings,
+    ConsulSettings,
+]
 TEXT = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
 
 

@@ -10,7 +10,9 @@ def is_address(text: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Tell whether `host:port` (or `[v6]:port`) can be reached from this machine only."""
+    """Tell whether `host:port` (or `[v6]:port`, or several, separated by commas) can be reached from this machine only."""
+    if "," in address:
+        return all(map(is_loopback, address.split(",")))
     host = address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True

@@ -86,8 +86,10 @@ def _guarded(method: str, running: RunningHandlers, admit: Admit | None, behavio
             if admit is not None:
                 admit(method, context)
             return await behavior(request, context)
-        except (grpc.aio.AbortError, grpc.aio.InternalError):
-            raise  # answered, or written to a call whose client is gone: nobody to answer, and no bug
+        except grpc.aio.BaseError as error:
+            if isinstance(error, grpc.aio.UsageError):
+                await _answer(method, context, error)
+            raise  # answered, or a call whose client is gone, or a server that stops: nobody to answer, and no bug
         except asyncio.CancelledError as error:
             if task.cancelling():
                 raise

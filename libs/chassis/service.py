@@ -41,7 +41,7 @@ from chassis.waiting import EnginesAbsentError, open_when_there
 EXIT_FAILED: Final = 1
 EXIT_UNUSABLE: Final = 2
 EXIT_ABSENT: Final = 75  # sysexits' EX_TEMPFAIL
-STOP_SECONDS: Final = 20.0  # all drains together are bounded by less; then the process ends whatever hangs
+STOP_SECONDS: Final = 45.0  # all drains together are bounded by less; then the process ends whatever hangs
 _T = TypeVar("_T")
 
 log = structlog.get_logger()

@@ -10,10 +10,12 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 COMMANDS = {  # name: (module of this package, its click command), in the order of --help
     "up": ("up", "up"),
+    "serve": ("serve", "serve"),
     "chat": ("chat", "chat"),
     "send": ("send", "send"),
     "history": ("history", "history"),
     "token": ("token", "token"),
+    "key": ("key", "key"),
     "certs": ("certs", "certs"),
     "demo": ("demo", "demo"),
     "bench": ("bench", "bench"),

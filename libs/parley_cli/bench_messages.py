@@ -18,6 +18,7 @@ from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_checker.history import Answered, Asked, Device, Entry, History, Shown, entry_of
 from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
+from parley_cli.bench_meter import cpu_by_part
 from parley_cli.bench_pacer import arrivals
 from parley_cli.bench_reads import read_timeline
 from parley_cli.bench_report import percentiles_ms, progress
@@ -334,12 +335,14 @@ async def measure_messages(target: Target, load: MessageLoad) -> dict[str, Any]:
             await running.begin()
         await asyncio.sleep(load.warm_seconds)
         cpu_before = target.meter.cpu_seconds() if target.meter else 0.0
+        parts_before = target.meter.cpu_seconds_by_part() if target.meter else {}
         own_before, shown_before = time.process_time(), tally.shown
         tally.begin_window()
         await asyncio.sleep(load.seconds)
         tally.end_window()
         shown, elapsed = tally.shown - shown_before, tally.window_end - tally.window_begin
         cpu = target.meter.cpu_seconds() - cpu_before if target.meter else None
+        parts = cpu_by_part(parts_before, target.meter, shown) if target.meter and shown else {}
         own = time.process_time() - own_before
         if not shown:
             raise CommandError("no message arrived in the measured time")
@@ -355,6 +358,7 @@ async def measure_messages(target: Target, load: MessageLoad) -> dict[str, Any]:
             "seconds": round(elapsed, 3),
             "messages_per_second": round(shown / elapsed, 1),
             "server_cpu_us_per_message": None if cpu is None else round(cpu / shown * 1e6, 1),
+            **({"server_cpu_us_per_message_by_process": parts} if parts else {}),
             "server_cores": None if cpu is None else round(cpu / elapsed, 3),
             "generator_cpu_us_per_message": round(own / shown * 1e6, 1),
             "latency_ms": percentiles_ms(tally.answer_seconds),

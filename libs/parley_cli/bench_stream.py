@@ -15,7 +15,16 @@ import grpc
 
 from parley.api.v1.commands_pb2 import Command, Retry
 from parley.api.v1.events_pb2 import Event
-from parley.api.v1.messaging_service_pb2 import ConnectRequest, ConnectResponse, GoAwayReason, ServerBatch, Skip, Welcome
+from parley.api.v1.messaging_service_pb2 import (
+    ConnectRequest,
+    ConnectResponse,
+    GoAwayReason,
+    LocateRequest,
+    ServerBatch,
+    Skip,
+    Welcome,
+)
+from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_cli.failures import CommandError
 
 CHANNEL_COUNT = 20  # connections that the streams share, as in the experiment that the figures are compared with
@@ -224,8 +233,10 @@ class Follower:
 class Fleet:
     """Streams, channels and tasks of one benchmark; made by `open_fleet`."""
 
-    def __init__(self, address: str, token_for: Callable[[str], str], channel_count: int, group: asyncio.TaskGroup) -> None:
-        self.channels = [grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for _ in range(channel_count)]
+    def __init__(self, addresses: str, token_for: Callable[[str], str], channel_count: int, group: asyncio.TaskGroup) -> None:
+        self._addresses = addresses.split(",")  # of all gateways of a cluster
+        self._channels: dict[str, list[grpc.aio.Channel]] = {}
+        self._channel_count = channel_count
         self.errors: list[str] = []
         self._token_for = token_for
         self._group = group
@@ -242,6 +253,18 @@ class Fleet:
         return task
 
     @property
+    def channels(self) -> list[grpc.aio.Channel]:
+        """Return the channels to the first gateway."""
+        return self._channels_to(self._addresses[0])
+
+    def _channels_to(self, address: str) -> list[grpc.aio.Channel]:
+        if address not in self._channels:
+            self._channels[address] = [
+                grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for _ in range(self._channel_count)
+            ]
+        return self._channels[address]
+
+    @property
     def connected(self) -> int:
         """How many streams are open."""
         return len(self._readers)
@@ -253,7 +276,9 @@ class Fleet:
         """
         opened: list[Stream] = []
         for start in range(0, len(users), _CONNECT_PARALLEL):
-            streams = [self._stream(user, device_id) for user in users[start : start + _CONNECT_PARALLEL]]
+            some = users[start : start + _CONNECT_PARALLEL]
+            homes = await asyncio.gather(*map(self._locate, some))
+            streams = [self._stream(user, device_id, home) for user, home in zip(some, homes, strict=True)]
             failures = await asyncio.gather(*(stream.open() for stream in streams), return_exceptions=True)
             for stream, failure in zip(streams, failures, strict=True):
                 if failure is None:
@@ -276,10 +301,21 @@ class Fleet:
                 raise
             self.errors.append(error.message)
 
-    def _stream(self, user_id: str, device_id: str) -> Stream:
-        channel = self.channels[self._next % len(self.channels)]
+    async def _locate(self, user_id: str) -> str:
+        """Ask a cluster which of its gateways serves a user; the only gateway there is needs no question."""
+        if len(self._addresses) == 1:
+            return self._addresses[0]
+        metadata = (("authorization", f"Bearer {self._token_for(user_id)}"),)
+        try:
+            located = await MessagingServiceStub(self.channels[0]).Locate(LocateRequest(), metadata=metadata, timeout=HELLO_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise StreamError(f"{user_id} has no gateway: {error.code().name} {error.details()}") from error
+        return located.address or self._addresses[0]
+
+    def _stream(self, user_id: str, device_id: str, address: str) -> Stream:
+        channels = self._channels_to(address)
         self._next += 1
-        return Stream(channel, user_id, device_id, self._token_for(user_id))
+        return Stream(channels[self._next % len(channels)], user_id, device_id, self._token_for(user_id))
 
     async def disconnect(self, streams: Sequence[Stream]) -> None:
         """Hang up these streams and forget them."""
@@ -296,8 +332,9 @@ class Fleet:
         for task in self._tasks:
             task.cancel()
         await self.disconnect(list(self._readers))
-        for channel in self.channels:
-            await channel.close()
+        for channels in self._channels.values():
+            for channel in channels:
+                await channel.close()
 
     async def _beat(self, interval: float) -> None:
         """Keep silent streams alive: each is visited four times an interval, spread so that no burst disturbs the measuring."""
@@ -313,11 +350,13 @@ class Fleet:
 
 
 @asynccontextmanager
-async def open_fleet(address: str, token_for: Callable[[str], str], *, channel_count: int = CHANNEL_COUNT) -> AsyncIterator[Fleet]:
+async def open_fleet(
+    addresses: str, token_for: Callable[[str], str], *, channel_count: int = CHANNEL_COUNT
+) -> AsyncIterator[Fleet]:
     """Own streams; a stream that ends unasked ends the block with its StreamError."""
     try:
         async with asyncio.TaskGroup() as group:
-            fleet = Fleet(address, token_for, channel_count, group)
+            fleet = Fleet(addresses, token_for, channel_count, group)
             try:
                 yield fleet
             finally:

@@ -15,6 +15,7 @@ from chassis.app import allow_open_files
 from parley_cli.bench_meter import ProcessMeter
 from parley_cli.failures import SetupError
 from parley_cli.server_process import open_server_process, pid_of_server, run_until_signal
+from parley_cluster.state_file import read_state
 from services.gateway.keys import KEY_FILE_NAME, KeyFileError, load_or_create_key, mint_token
 
 _TOKEN_SECONDS = 24 * 3600.0  # longer than any benchmark
@@ -56,9 +57,8 @@ async def open_target(options: TargetOptions) -> AsyncIterator[Target]:
     if options.server:
         if options.data_dir is None:
             raise SetupError("--server needs --data: the folder where that server's key lies.")
-        pid = pid_of_server(options.data_dir)
         with _as_generator():
-            yield _target(options.server, options.data_dir, ProcessMeter(pid) if pid is not None else None)
+            yield _target(options.server, options.data_dir, _meter_of(options.data_dir))
         return
     scratch = None if options.data_dir is not None else Path(tempfile.mkdtemp(prefix="parley-bench-"))
     data_dir = options.data_dir or scratch
@@ -70,6 +70,15 @@ async def open_target(options: TargetOptions) -> AsyncIterator[Target]:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch)
+
+
+def _meter_of(data_dir: Path) -> ProcessMeter | None:
+    """Return what reads the processes of a running server's data folder: one, or those of a cluster with their supervisor."""
+    pid = pid_of_server(data_dir)
+    if pid is None:
+        return None
+    parts = {process.name: process.pid for process in read_state(data_dir)}
+    return ProcessMeter(pid, parts and {**parts, "supervisor": pid})
 
 
 def _target(address: str, data_dir: Path, meter: ProcessMeter | None) -> Target:

@@ -20,15 +20,22 @@ REACH_SECONDS = 5.0  # to connect: a server on this machine takes milliseconds, 
 
 @asynccontextmanager
 async def open_stub(connection: Connection, user: str, device: str) -> AsyncIterator[tuple[MessagingServiceStub, Metadata]]:
-    """Connect as a user; yield the stub and the metadata for its calls. Raises CommandError if the server can't be reached."""
+    """Connect as a user; yield the stub and the metadata for its calls. Raises CommandError if the server can't be reached.
+
+    Of several addresses the first that answers serves, any gateway being good for single calls.
+    """
     metadata = (("authorization", f"Bearer {connection.token_for(user, device)}"),)
-    async with channels_to(connection.trust())(connection.server) as channel:
-        try:
-            async with asyncio.timeout(REACH_SECONDS):
-                await _connect(channel)
-        except (ConnectionError, TimeoutError):
-            raise CommandError(unreachable(connection)) from None
-        yield MessagingServiceStub(channel), metadata
+    open_channel = channels_to(connection.trust())
+    for address in connection.server.split(","):
+        async with open_channel(address.strip()) as channel:
+            try:
+                async with asyncio.timeout(REACH_SECONDS):
+                    await _connect(channel)
+            except (ConnectionError, TimeoutError):
+                continue
+            yield MessagingServiceStub(channel), metadata
+            return
+    raise CommandError(unreachable(connection))
 
 
 async def _connect(channel: grpc.aio.Channel) -> None:

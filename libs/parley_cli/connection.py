@@ -108,7 +108,7 @@ def connection_options(command: _Command) -> _Command:
             default=DEFAULT_ADDRESS,
             show_default=True,
             metavar="A:P",
-            help="The server's address.",
+            help="The server's address; of a cluster several, separated by commas.",
         ),
     ):
         command = option(command)

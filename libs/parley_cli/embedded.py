@@ -13,7 +13,6 @@ from pathlib import Path
 import grpc.aio
 from prometheus_client import CollectorRegistry
 
-from chassis.certificates import TlsFiles
 from chassis.clock import Clock, SystemClock
 from chassis.embedded import EmbeddedEngines, MemoryDisk, open_embedded_engines
 from chassis.first_of import first_of
@@ -133,7 +132,7 @@ async def open_embedded(
             open_server(
                 bind=settings.gateway.listen,
                 register=services.gateway.register_public,
-                tls=_tls_of(settings.gateway),
+                tls=settings.gateway.tls(),
                 readiness=readiness,
                 max_receive_bytes=settings.gateway.frame_bytes,
             ) as server,
@@ -145,12 +144,6 @@ async def open_embedded(
             finally:
                 readiness.report(PROCESS, "draining")
                 await services.gateway.drain()
-
-
-def _tls_of(settings: GatewaySettings) -> TlsFiles | None:
-    if settings.tls_certificate_file is None or settings.tls_key_file is None:
-        return None
-    return TlsFiles(settings.tls_certificate_file, settings.tls_key_file)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ import random
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from chassis.sqlite import StorageError
 from chassis.timeline import TimelineUnavailableError
 from parley_cli.connection import DEFAULT_ADDRESS, data_option, examples
 from parley_cli.data_dir import default_data_dir
-from parley_cli.embedded import EmbeddedSettings, Running, open_embedded
+from parley_cli.embedded import EmbeddedSettings, open_embedded
 from parley_cli.failures import SetupError
 from services.gateway.config import GatewaySettings
 from services.gateway.keys import KeyFileError
@@ -39,6 +39,8 @@ _UNUSABLE = (
     BindError, DataFolderError, KeyFileError, KeysFileError, LogUnavailableError, StorageError, TimelineUnavailableError, TlsError,
 )  # fmt: skip
 
+_COUNT = click.IntRange(1, 32)
+
 
 @click.command(
     short_help="Run a server on this machine.",
@@ -46,6 +48,7 @@ _UNUSABLE = (
         "parley up",
         "parley up --listen 127.0.0.1:0 --data data",
         "parley up --metrics 127.0.0.1:9464",
+        "parley up --distributed --gateways 3",
         "PARLEY_GATEWAY_TOKEN_KEYS_FILE=keys.json parley up --listen 0.0.0.0:443 --tls-certificate chain.pem --tls-key key.pem",
     ),
 )
@@ -56,8 +59,31 @@ _UNUSABLE = (
 @click.option("--tls-key", metavar="FILE", help="Its private key (PEM).")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: warning]")
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
-def up(data_dir: Path, log_json: bool, **flags: str | None) -> None:
+@click.option("--distributed", is_flag=True, help="A process a service, on Kafka, ScyllaDB and Consul, which are started, too.")
+@click.option("--gateways", type=_COUNT, default=2, show_default=True, help="Gateway processes, with --distributed.")
+@click.option("--stores", type=_COUNT, default=1, show_default=True, help="Store processes, with --distributed.")
+@click.option("--routers", type=_COUNT, default=1, show_default=True, help="Router processes, with --distributed.")
+@click.option(
+    "--engines",
+    "engines_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="With --distributed: the engines' folder, as of `parley engines up --data DIR`.  [default: engines in the data folder]",
+)
+def up(
+    data_dir: Path,
+    log_json: bool,
+    distributed: bool,
+    gateways: int,
+    stores: int,
+    routers: int,
+    engines_dir: Path | None,
+    **flags: str | None,
+) -> None:
     """Run a server on this machine: all services in this process, data in one folder.
+
+    With --distributed every service is a process of its own, started again when it ends; engines are provisioned as by
+    `parley engines up`, and stopped at the end unless they ran before.
 
     Says `ready` with its address once it serves. Ctrl-C (or SIGTERM) says goodbye to all devices and ends it, a second one ends
     it at once. Whatever was acknowledged is there at the next start, also after a SIGKILL or a power loss.
@@ -75,6 +101,12 @@ def up(data_dir: Path, log_json: bool, **flags: str | None) -> None:
     environ = dict(os.environ) | {names[flag]: value for flag, value in flags.items() if value is not None}
     if log_json:
         environ["PARLEY_LOG_JSON"] = "true"
+    if distributed:
+        from parley_cli.up_distributed import run_distributed  # what embedded servers need not load
+
+        counts = {"gateways": gateways, "stores": stores, "routers": routers}
+        run_distributed(data_dir.absolute(), engines_dir, environ, **counts)
+        return
     settings, gateway_settings = read_settings(environ)
     configure_logging(json=settings.log_json, level=settings.log_level)
     prefer_throughput()
@@ -106,14 +138,14 @@ async def serve(stop: Stop, settings: ProcessSettings, services: EmbeddedSetting
         running = await stack.enter_async_context(
             open_embedded(services, data_dir, metrics=registry, readiness=readiness, rng=random.Random())
         )
-        click.echo(announcement(running, metrics_address, services.gateway, data_dir))
+        others = [f"metrics on http://{metrics_address}/metrics"] if metrics_address else []
+        click.echo(announcement(running.address, services.gateway, data_dir, others))
         await first_of(stop.wait(), running.services.wait_failed())
         click.echo("stopping")
 
 
-def announcement(running: Running, metrics_address: str, settings: GatewaySettings, data_dir: Path) -> str:
+def announcement(address: str, settings: GatewaySettings, data_dir: Path, others: Sequence[str]) -> str:
     """Say where the server is, and how to chat with commands that work in another terminal of this user."""
-    address = running.address
     options = [] if address == DEFAULT_ADDRESS else ["--server", address]
     if data_dir != default_data_dir({name: value for name, value in os.environ.items() if name != "PARLEY_DATA_DIR"}):
         options += ["--data", str(data_dir.absolute())]
@@ -125,9 +157,7 @@ def announcement(running: Running, metrics_address: str, settings: GatewaySettin
         for user, peer in (("alice", "bob"), ("bob", "alice")):
             lines.append("  " + shlex.join([*program(), "chat", user, "--with", peer, *options]))
         lines.append("")
-    if metrics_address:
-        lines.append(f"metrics on http://{metrics_address}/metrics")
-    lines += [f"data in {data_dir}", "Ctrl-C stops the server."]
+    lines += [*others, f"data in {data_dir}", "Ctrl-C stops the server."]
     return "\n".join(lines)
 
 

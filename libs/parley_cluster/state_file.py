@@ -17,6 +17,7 @@ class RunningProcess:
     name: str
     role: str
     pid: int
+    ready: bool = True
     addresses: dict[str, str] = field(default_factory=dict)
 
 

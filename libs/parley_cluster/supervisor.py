@@ -26,6 +26,7 @@ KILL_SECONDS: Final = STOP_SECONDS + 5.0  # a process ends by itself sooner, or 
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LAST_PAUSE_SECONDS: Final = 5.0
 _STEADY_SECONDS: Final = 20.0  # one that ran for so long is started again at once
+_FIRST_TRIES: Final = 3  # of one that was never ready: it would not be the fourth time
 _KEPT_LINES: Final = 30  # of what it said, for when it fails
 _ADDRESS: Final = r"[\w.\-\[\]:]+:\d+"
 
@@ -141,7 +142,7 @@ class Supervisor:
             if child.stopping:
                 return
             ran = time.monotonic() - begin
-            if code == EXIT_UNUSABLE and child.starts == 1:
+            if not child.addresses and (code == EXIT_UNUSABLE or child.starts >= _FIRST_TRIES):
                 if not self._failed.done():
                     self._failed.set_exception(ProcessFailedError(f"{child.spec.name} can't begin{child.last_words()}"))
                     self._failed.exception()  # it may be nobody's business any more

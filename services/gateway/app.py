@@ -41,6 +41,8 @@ from services.gateway.unary import Calls, method_handlers
 _log = structlog.get_logger()
 _FIRST_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 5.0
+_SETTLE_TIMES = 2  # its own time to settle, and one that comes after it
+_SETTLED_SECONDS = 20.0  # for slots to go from one to the other at their rate
 _SWEEPS_PER_LIMIT = 4  # a limit of n seconds is found to be over after at most n * 1.25
 
 CALLERS: Final = frozenset({"router"})  # who calls a gateway's internal port
@@ -95,6 +97,18 @@ class Gateway:
                 yield
             finally:
                 self._ownership = None
+
+    async def wait_settled(self) -> None:
+        """Wait until each user has a gateway and this one all of those that it should have, but no longer than that takes.
+
+        Whoever says `ready` earlier sends devices about.
+        """
+        assert self._ownership is not None
+        try:
+            async with asyncio.timeout(_SETTLE_TIMES * self._settings.slot_settle_seconds + _SETTLED_SECONDS):
+                await self._ownership.wait_settled()
+        except TimeoutError:  # the registry is away, or others are: devices are served all the same
+            _log.warning("gateway.not_settled", slots=len(self.slots.epochs))
 
     def end_slots(self, ended: Sequence[Ended]) -> None:
         """Send the devices of slots to whom they belong now."""

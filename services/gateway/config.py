@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from chassis.addresses import is_address, is_loopback
+from chassis.certificates import TlsFiles
 from chassis.config import ConfigError
 from parley_protocol.limits import DEFAULT_MEMBER_CAP, RULES, RULES_VERSION
 from parley_protocol.slots import SLOT_COUNT
@@ -97,6 +98,12 @@ class GatewaySettings(BaseSettings):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def tls(self) -> TlsFiles | None:
+        """Return what devices are shown, if TLS is spoken here."""
+        if self.tls_certificate_file is None or self.tls_key_file is None:
+            return None
+        return TlsFiles(self.tls_certificate_file, self.tls_key_file)
 
     def advertised(self, bound_address: str) -> str:
         """Return where devices find this gateway among several, which listens at an address. Raises ConfigError if nobody said."""

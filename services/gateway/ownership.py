@@ -50,11 +50,16 @@ class Ownership:
         self._backoff = Backoff(_FIRST_RETRY_SECONDS, _MAX_RETRY_SECONDS, rng)
         self._changed = asyncio.Event()  # something that a plan depends on
         self._moved = asyncio.Condition()  # what is served here
+        self._at_rest = False  # nothing is to be taken or let go, now or at a later time
 
     async def wait_until(self, reached: Callable[[], bool]) -> None:
         """Wait until the slots served here are such."""
         async with self._moved:
             await self._moved.wait_for(reached)
+
+    async def wait_settled(self) -> None:
+        """Wait until each slot has its owner, and this gateway all of those that it should have."""
+        await self.wait_until(lambda: self._at_rest and self._slots.is_clear)
 
     async def drain(self) -> None:
         """Let all slots go to others, slot by slot, as long as there are others. Returns when none is left; cancel it at will."""
@@ -117,6 +122,10 @@ class Ownership:
             await session.release([slot_key(slot) for slot in plan.release])
         if plan.acquire or plan.release:
             return self._clock.monotonic()
+        if plan.again_at == math.inf and not self._at_rest:
+            self._at_rest = True
+            await self._tell_moved()
+        self._at_rest = plan.again_at == math.inf
         return plan.again_at
 
     async def _wait_change(self, until: float) -> None:

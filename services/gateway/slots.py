@@ -158,6 +158,11 @@ class Slots:
         return len(self.epochs) == self.count
 
     @property
+    def is_clear(self) -> bool:
+        """Tell whether it is known of every slot where its devices belong."""
+        return all(self.address_of(slot) is not None for slot in range(self.count))
+
+    @property
     def has_heir(self) -> bool:
         """Tell whether there is another gateway that slots can go to."""
         return any(name != self._me and name not in self._draining for name in self._peers)

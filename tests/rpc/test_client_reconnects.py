@@ -89,10 +89,13 @@ async def test_the_first_attempt_after_a_server_is_back_finds_it() -> None:
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_client_that_is_closed_in_the_moment_of_its_connecting_ends(turns: int) -> None:
     """A call that is cancelled before it has begun would leave whoever writes to it waiting for ever."""
-    async with asyncio.timeout(TIMEOUT_SECONDS), grpc.aio.insecure_channel("127.0.0.1:2") as channel:
-        async with open_client(channel=channel, token="t", device_id=DEVICE, store=MemoryStore()):
-            for _ in range(turns):
-                await asyncio.sleep(0)
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        grpc.aio.insecure_channel("127.0.0.1:2") as channel,
+        open_client(channel=channel, token="t", device_id=DEVICE, store=MemoryStore()),
+    ):
+        for _ in range(turns):
+            await asyncio.sleep(0)
 
 
 async def test_a_slow_line_is_not_cut_off_while_it_connects() -> None:

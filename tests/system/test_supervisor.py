@@ -162,7 +162,7 @@ def test_processes_end_with_a_supervisor_that_is_killed() -> None:
 
 def test_the_state_file_is_read_as_written(tmp_path: Path) -> None:
     assert read_state(tmp_path) == []
-    processes = [RunningProcess("gateway-1", "gateway", 7, {"": "127.0.0.1:7080"}), RunningProcess("kafka", "kafka", 8)]
+    processes = [RunningProcess("gateway-1", "gateway", 7, False, {"": "127.0.0.1:7080"}), RunningProcess("kafka", "kafka", 8)]
     write_state(tmp_path, processes)
     assert read_state(tmp_path) == processes
     remove_state(tmp_path)

@@ -1,0 +1,82 @@
+"""The distributed engines of a process: the ports, opened on Kafka, ScyllaDB and Consul.
+
+What is not there yet is waited for (`Host.engine`). An adapter is imported when it is opened: a router needs no database driver.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from chassis.eventlog import EventLog, LogUnavailableError
+from chassis.eventlog_kafka_settings import KafkaSettings
+from chassis.registry import Registry, RegistryUnavailableError
+from chassis.registry_consul_http import ConsulSettings
+from chassis.service import Host
+from chassis.timeline import Timeline, TimelineUnavailableError
+from chassis.timeline_cql_settings import CqlSettings
+
+
+class ClusterSettings(BaseSettings):
+    """What all processes of a cluster have in common: PARLEY_CLUSTER_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="PARLEY_CLUSTER_", frozen=True, allow_inf_nan=False)
+
+    id: str = Field(
+        "parley", min_length=1, max_length=64, description="The cluster's name: two must not share a Consul by mistake."
+    )
+    wait_seconds: float = Field(120.0, gt=0, description="How long a start waits for an engine that is not there.")
+
+
+LOG_AND_REGISTRY = (ClusterSettings, KafkaSettings, ConsulSettings)
+ALL_ENGINES = (*LOG_AND_REGISTRY, CqlSettings)
+
+
+def event_log(host: Host, topics: Mapping[str, int]) -> AbstractAsyncContextManager[EventLog]:
+    """Open the log on Kafka."""
+    from chassis.eventlog_kafka import open_kafka_log
+
+    settings = host.settings[KafkaSettings]
+    return host.engine(
+        "Kafka",
+        lambda: open_kafka_log(
+            settings.connection(),
+            topics,
+            epoch=settings.log_epoch,
+            prefix=settings.prefix,
+            rng=host.rng,
+            start_seconds=0.0,
+            metrics=host.metrics,
+        ),
+        absent=LogUnavailableError,
+        seconds=host.settings[ClusterSettings].wait_seconds,
+    )
+
+
+def timeline(host: Host, tables: Sequence[str], schema_version: int) -> AbstractAsyncContextManager[Timeline]:
+    """Open the tables in ScyllaDB or Cassandra."""
+    from chassis.timeline_cql import open_cql_timeline
+
+    # Waiting is done here, alike for all engines, so that health tells of it.
+    settings = host.settings[CqlSettings].model_copy(update={"connect_seconds": 0.0})
+    return host.engine(
+        "the database",
+        lambda: open_cql_timeline(settings, tables, schema_version=schema_version, metrics=host.metrics),
+        absent=TimelineUnavailableError,
+        seconds=host.settings[ClusterSettings].wait_seconds,
+    )
+
+
+def registry(host: Host) -> AbstractAsyncContextManager[Registry]:
+    """Open the registry in Consul."""
+    from chassis.registry_consul import open_consul_registry
+
+    settings, cluster = host.settings[ConsulSettings], host.settings[ClusterSettings]
+    return host.engine(
+        "Consul",
+        lambda: open_consul_registry(settings, cluster_id=cluster.id, version=version("parley"), rng=host.rng),
+        absent=RegistryUnavailableError,
+        seconds=cluster.wait_seconds,
+    )

@@ -1,0 +1,85 @@
+"""`parley up --distributed`: engines, topics, tables, and every service a process of its own."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+from pydantic_settings import BaseSettings
+
+from chassis.app import Stop, allow_open_files, run
+from chassis.config import ConfigError, load_all_settings
+from chassis.embedded import DataFolderError
+from chassis.engines import ALL_ENGINES
+from chassis.first_of import first_of
+from chassis.logs import configure_logging
+from chassis.process_config import InternalSettings, ProcessSettings
+from parley_cli.failures import CommandError, SetupError
+from parley_cli.up import announcement
+from parley_cluster.cluster import ENGINES_FOLDER, open_cluster, prepare, public_key_file, running_engines
+from parley_cluster.supervisor import ProcessFailedError
+from parley_cluster.topology import Topology
+from parley_engines.errors import EngineError
+from parley_engines.native import engines_of
+from services.gateway.config import GatewaySettings
+from services.gateway.keys import KeyFileError
+from services.router.config import RouterSettings
+from services.store.config import StoreSettings
+
+SETTINGS: tuple[type[BaseSettings], ...] = (
+    ProcessSettings, InternalSettings, *ALL_ENGINES, GatewaySettings, StoreSettings, RouterSettings,
+)  # fmt: skip
+
+
+def run_distributed(
+    data_dir: Path, engines_dir: Path | None, environ: Mapping[str, str], *, gateways: int, stores: int, routers: int
+) -> None:
+    """Run a cluster until told to stop; `environ` has the settings. Raises SetupError, CommandError."""
+    environ = dict(environ)
+    if environ.pop("PARLEY_METRICS_LISTEN", ""):
+        raise SetupError(
+            "with --distributed every process has metrics on an address of its own: see processes.json in the data folder."
+        )
+    try:
+        settings = load_all_settings(SETTINGS, environ)
+    except ConfigError as error:
+        raise SetupError(str(error)) from error
+    process, gateway = settings[ProcessSettings], settings[GatewaySettings]
+    configure_logging(json=process.log_json, level=process.log_level)
+    allow_open_files()
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if gateway.token_keys_file is None:
+            environ["PARLEY_GATEWAY_TOKEN_KEYS_FILE"] = str(public_key_file(data_dir))
+        with running_engines(engines_of(engines_dir or data_dir / ENGINES_FOLDER, _tell, leashed=True)) as engines:
+            environ |= {
+                "PARLEY_KAFKA_SERVERS": engines["kafka"].address,
+                "PARLEY_CQL_HOSTS": engines["scylladb"].address,
+                "PARLEY_CONSUL_ADDRESS": engines["consul"].address,
+            }
+            prepare(environ)
+            topology = Topology(gateway.listen, gateways, stores, routers, environ)
+
+            async def serve(stop: Stop) -> None:
+                async with open_cluster(topology, data_dir, engines, lambda name, line: _pass_on(name, line, process)) as cluster:
+                    titles = ", ".join(started.title for started in engines.values())
+                    click.echo(announcement(cluster.address, gateway, data_dir, [f"engines: {titles}"]))
+                    await first_of(stop.wait(), cluster.supervisor.wait_failed())
+                    click.echo("stopping")
+
+            run(serve)
+    except (DataFolderError, KeyFileError, ProcessFailedError) as error:
+        raise SetupError(f"{error}.") from error
+    except OSError as error:
+        raise SetupError(f"the data folder {data_dir} can't be used: {error.strerror}.") from error
+    except EngineError as error:
+        raise CommandError(f"{error}.") from error
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _pass_on(name: str, line: str, process: ProcessSettings) -> None:
+    """Join the logs: for machines as they are, since each line says whose it is, for people under the process's name."""
+    print(line if process.log_json else f"{name:<10}| {line}", file=sys.stderr)

@@ -1,0 +1,37 @@
+"""A router as a process of its own. What is opened last is drained first."""
+
+from chassis import engines
+from chassis.eventlog_kafka_settings import KafkaSettings
+from chassis.peers import open_peers
+from chassis.registration import open_registration
+from chassis.registry import Instance
+from chassis.service import Host, run_service
+from parley_protocol.topics import topics
+from services.router.app import CALLERS, open_router
+from services.router.config import RouterSettings
+
+
+async def serve(host: Host) -> None:
+    """Route events until told to stop; a batch under way is routed again by the next router."""
+    settings = host.settings[RouterSettings]
+    async with (
+        engines.event_log(host, topics(host.settings[KafkaSettings].partitions)) as log,
+        engines.registry(host) as registry,
+        open_peers(registry, "store", host.channel_to, host.clock) as stores,
+        open_router(
+            settings, log=log, registry=registry, store_channel=stores, open_gateway_channel=host.channel_to, clock=host.clock,
+            metrics=host.metrics, rng=host.rng,
+        ) as router,
+        host.internal_server(router.register, CALLERS) as server,
+        open_registration(registry, Instance("router", host.name(settings.instance_id), host.advertised(server)), host.rng),
+    ):  # fmt: skip
+        await host.serve(server.address, router.wait_failed(), router.probes)
+
+
+def main() -> None:
+    """Run it; ends the process."""
+    run_service("router", (*engines.LOG_AND_REGISTRY, RouterSettings), serve)
+
+
+if __name__ == "__main__":
+    main()

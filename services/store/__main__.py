@@ -1,0 +1,37 @@
+"""A store as a process of its own. What is opened last is drained first."""
+
+from chassis import engines
+from chassis.eventlog_kafka_settings import KafkaSettings
+from chassis.registration import open_registration
+from chassis.registry import Instance
+from chassis.service import Host, run_service
+from parley_protocol.topics import topics
+from services.store.app import CALLERS, open_store
+from services.store.config import StoreSettings
+from services.store.rows import TABLES
+from services.store.schema import SCHEMA
+
+
+async def serve(host: Host) -> None:
+    """Apply the log and answer reads until told to stop; a batch under way is applied again by the next store."""
+    settings = host.settings[StoreSettings]
+    async with (
+        engines.event_log(host, topics(host.settings[KafkaSettings].partitions)) as log,
+        engines.timeline(host, TABLES, len(SCHEMA)) as timeline,
+        engines.registry(host) as registry,
+        open_store(
+            settings, log=log, timeline=timeline, clock=host.clock, metrics=host.metrics, rng=host.rng
+        ) as store,
+        host.internal_server(store.register, CALLERS) as server,
+        open_registration(registry, Instance("store", host.name(settings.instance_id), host.advertised(server)), host.rng),
+    ):  # fmt: skip
+        await host.serve(server.address, store.wait_failed(), store.probes)
+
+
+def main() -> None:
+    """Run it; ends the process."""
+    run_service("store", (*engines.ALL_ENGINES, StoreSettings), serve)
+
+
+if __name__ == "__main__":
+    main()
