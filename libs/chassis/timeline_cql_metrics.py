@@ -1,8 +1,13 @@
 """What a CQL timeline counts."""
 
 from enum import Enum
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
+
+from chassis.tallies import Tallies
+
+_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 
 class Kind(Enum):
@@ -25,24 +30,20 @@ class Failure(Enum):
 
 
 class CqlMetrics:
-    """The metrics of one session, children bound once."""
+    """The metrics of one session, written by its loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        seconds = Histogram(
-            "parley_timeline_statement_seconds",
-            "Time from sending a statement to its answer, by what it does.",
-            ["kind"],
-            registry=registry,
-            buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5),
-        )
-        self.seconds = {kind: seconds.labels(kind.value) for kind in Kind}
-        rows = Counter(
-            "parley_timeline_rows_total", "Rows written, and rows that reads returned.", ["direction"], registry=registry
-        )
-        self.rows_written, self.rows_read = rows.labels("written"), rows.labels("read")
-        self.in_flight = Gauge("parley_timeline_in_flight", "Statements that wait for their answer.", registry=registry)
-        errors = Counter("parley_timeline_errors_total", "Statements that failed, by why.", ["why"], registry=registry)
-        self.errors = {failure: errors.labels(failure.value) for failure in Failure}
-        self.engine = Gauge(
-            "parley_timeline_engine_info", "1 for the engine that the tables lie in.", ["engine", "version"], registry=registry
-        )
+        tallies = Tallies(registry)
+        text = "Time from sending a statement to its answer, by what it does."
+        spreads = tallies.histograms("parley_timeline_statement_seconds", text, "kind", [kind.value for kind in Kind], _SECONDS)
+        self.seconds = dict(zip(Kind, spreads, strict=True))
+        text = "Rows written, and rows that reads returned."
+        self.rows_written, self.rows_read = tallies.counters("parley_timeline_rows_total", text, "direction", ("written", "read"))
+        text = "Statements that failed, by why."
+        counters = tallies.counters("parley_timeline_errors_total", text, "why", [failure.value for failure in Failure])
+        self.errors = dict(zip(Failure, counters, strict=True))
+        self.under_way = 0
+        in_flight = Gauge("parley_timeline_in_flight", "Statements that wait for their answer.", registry=registry)
+        in_flight.set_function(lambda: self.under_way)
+        text = "1 for the engine that the tables lie in."
+        self.engine = Gauge("parley_timeline_engine_info", text, ["engine", "version"], registry=registry)

@@ -124,7 +124,7 @@ class CqlSession:
                     self._slots.release()
                     exchange.give_up(len(statements) - index)
                     break
-                self._metrics.in_flight.inc()
+                self._metrics.under_way += 1
                 request = _Request(exchange, index, kind, loop.time())
                 page = pages[index] if pages else None
                 if self._is_connected():
@@ -183,7 +183,7 @@ class CqlSession:
         while self._answers:
             request, answer, error = self._answers.popleft()
             self._slots.release()
-            metrics.in_flight.dec()
+            metrics.under_way -= 1
             metrics.seconds[request.kind].observe(now - request.sent_at)
             failure = None
             if error is not None:

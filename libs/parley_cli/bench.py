@@ -1,5 +1,6 @@
 """`parley bench`: how fast, how many, how lean. Its subcommands measure; this module says how they are asked."""
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -211,3 +212,31 @@ def soak(messages: int, connections: int, server: str, data_dir: Path | None, as
     _judge(result)
     if result["flat"] is False:
         raise click.exceptions.Exit(1)
+
+
+@bench.command(short_help="Rows in ScyllaDB or Cassandra.")
+@click.option("--hosts", required=True, metavar="A:P,...", help="Nodes of the database; `parley engines status` tells a local one.")
+@click.option("--sizes", default="1,16,64,256", show_default=True, metavar="N,N", help="Rows a call, each of another partition.")
+@click.option("--callers", type=_POSITIVE, default=4, show_default=True, help="Calls under way at once.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5, show_default=True, help="How long to measure each.")
+@click.option("--engine-pid", type=click.IntRange(min=0), default=0, help="The database's process, if here: its CPU is told, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def timeline(hosts: str, sizes: str, callers: int, seconds: float, engine_pid: int, as_json: bool) -> None:
+    """Write and read rows of 100 bytes in a keyspace of their own, which is dropped afterwards."""
+    from chassis.config import ConfigError, load_settings
+    from chassis.timeline import TimelineSetupError, TimelineUnavailableError
+    from chassis.timeline_cql_settings import CqlSettings
+    from parley_cli.bench_timeline import TimelineLoad, run_timeline_bench
+    from parley_cli.failures import SetupError
+
+    try:
+        counts = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        counts = (0,)
+    if min(counts) < 1:
+        raise click.BadParameter("numbers separated by commas, for example 1,16", param_hint="--sizes")
+    try:
+        settings = load_settings(CqlSettings, dict(os.environ) | {"PARLEY_CQL_HOSTS": hosts, "PARLEY_CQL_CONNECT_SECONDS": "5"})
+        show(run_timeline_bench(settings, TimelineLoad(counts, callers, seconds, engine_pid)), as_json=as_json)
+    except (ConfigError, TimelineSetupError, TimelineUnavailableError) as error:
+        raise SetupError(str(error)) from error

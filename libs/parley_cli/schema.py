@@ -7,6 +7,7 @@ import click
 from prometheus_client import CollectorRegistry
 
 from chassis.config import ConfigError, load_settings
+from chassis.logs import configure_logging
 from chassis.timeline import TimelineSetupError, TimelineUnavailableError
 from chassis.timeline_cql_connect import open_cql_session
 from chassis.timeline_cql_metrics import CqlMetrics
@@ -49,6 +50,7 @@ def apply(replication: str, **flags: str | None) -> None:
     """
     names = {"hosts": "PARLEY_CQL_HOSTS", "keyspace": "PARLEY_CQL_KEYSPACE", "wait": "PARLEY_CQL_CONNECT_SECONDS"}
     environ = dict(os.environ) | {names[flag]: value for flag, value in flags.items() if value is not None}
+    configure_logging(json=False, level="warning")
     try:
         settings = load_settings(CqlSettings, environ)
         before, facts, engine = asyncio.run(_apply(settings, replication))
