@@ -213,16 +213,21 @@ async def _prepare(session: CqlSession, keyspace: str, name: str) -> _Table:
 
 @asynccontextmanager
 async def open_cql_timeline(
-    settings: CqlSettings, tables: Sequence[str], *, schema_version: int, metrics: CollectorRegistry
+    settings: CqlSettings, tables: Sequence[str], *, schema_version: int, metrics: CollectorRegistry, log_epoch: int | None = None
 ) -> AsyncIterator[CqlTimeline]:
     """Open the timeline on a database whose schema is applied. Threads are started: fork before, not after.
 
-    Waits for the database as the settings say. Raises TimelineSetupError (login, keyspace, a table, another schema version),
-    TimelineUnavailableError.
+    Waits for the database as the settings say. Raises TimelineSetupError (login, keyspace, a table, another schema version or log
+    epoch), TimelineUnavailableError. It may be opened again then: its metrics are in the registry only while it is open.
     """
-    cql_metrics = CqlMetrics(metrics)
+    own_metrics = CollectorRegistry()
+    cql_metrics = CqlMetrics(own_metrics)
     async with open_cql_session(settings, cql_metrics) as session:
         facts = await check_schema(session, settings.keyspace, schema_version)
+        if log_epoch not in (None, facts.log_epoch):
+            raise TimelineSetupError(
+                f"keyspace {settings.keyspace} belongs to log epoch {facts.log_epoch}, this process was told {log_epoch}"
+            )
         try:
             engine, version = await read_engine(session)
             prepared = {name: await _prepare(session, settings.keyspace, name) for name in tables}
@@ -234,4 +239,8 @@ async def open_cql_timeline(
         _log.info(
             "timeline.opened", engine=engine, version=version, hosts=settings.hosts, keyspace=settings.keyspace, **facts._asdict()
         )
-        yield CqlTimeline(session, settings.keyspace, prepared, facts, f"{engine} {version}", cql_metrics)
+        metrics.register(own_metrics)
+        try:
+            yield CqlTimeline(session, settings.keyspace, prepared, facts, f"{engine} {version}", cql_metrics)
+        finally:
+            metrics.unregister(own_metrics)

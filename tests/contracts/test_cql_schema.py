@@ -102,6 +102,14 @@ async def test_the_log_epoch_only_grows_and_is_seen_by_who_runs(settings: CqlSet
         await raise_log_epoch(session, settings.keyspace, 9)
         assert timeline.facts.log_epoch == 1
         assert (await timeline.read_facts()).log_epoch == 10
+    registry = CollectorRegistry()
+    for log_epoch in (1, 11):
+        with pytest.raises(TimelineSetupError, match=f"belongs to log epoch 10, this process was told {log_epoch}"):
+            async with open_cql_timeline(settings, ["events"], schema_version=1, metrics=registry, log_epoch=log_epoch):
+                pass
+    async with open_cql_timeline(settings, ["events"], schema_version=1, metrics=registry, log_epoch=10):  # and no metric twice
+        assert registry.get_sample_value("parley_timeline_in_flight") == 0
+    assert registry.get_sample_value("parley_timeline_in_flight") is None
 
 
 async def test_more_copies_than_nodes_are_refused_before_anything_is_made(settings: CqlSettings, session: CqlSession) -> None:
