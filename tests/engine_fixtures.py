@@ -10,6 +10,7 @@ All tests of a run share the engines: isolate by a topic prefix, keyspace or key
 """
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,12 @@ import pytest
 
 from parley_engines.errors import EngineError
 from parley_engines.native import ENGINES, NativeEngines, engines_of
+from parley_engines.processes import wait_ended
 from parley_engines.state import Started
 
 ENVIRON = dict(os.environ)  # before tests get one of their own: the cache folder and the tools are the user's
+
+KILL_SECONDS = 10.0  # the end of a killed process is the kernel's work alone
 
 
 class EnginesOfTheRun:
@@ -51,6 +55,12 @@ class EnginesOfTheRun:
             assert threading.current_thread() is threading.main_thread()
             self._started |= self._engines.up([name])
         return self._started[name]
+
+    def kill(self, name: str) -> None:
+        """End an engine as a power cut would; whoever asks for it next starts it anew, with its data, on the same ports."""
+        process = self.started(name).process
+        os.kill(process.pid, signal.SIGKILL)
+        assert wait_ended(process, KILL_SECONDS)
 
     def pids(self) -> set[str]:
         """Return the processes that outlive a test and are no leak."""

@@ -26,7 +26,8 @@ APPEND_SECONDS: Final = 15.0  # an engine that restarts within it costs waiting,
 CONNECT_SECONDS: Final = 5.0  # how long an append waits for a producer that is being rebuilt
 _BATCH_BYTES: Final = 256 * 1024  # a request's share of one partition; a larger record goes alone
 _START_SECONDS: Final = 10.0
-_ABANDON_SECONDS: Final = 5.0  # its connections are closed: what is left is a matter of turns, not of the network
+_ABANDON_SECONDS: Final = 0.5  # its connections are closed: most of what is left is a matter of turns, not of the network
+_ABANDON_TRIES: Final = 10  # a request to each broker may be under way
 _MIN_BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 2.0  # an engine that is back is found within that
 _RESTART: Final = 0  # the one thing that the backoff counts
@@ -128,10 +129,20 @@ async def abandon_producer(producer: AIOKafkaProducer) -> None:
     for connection in list(producer.client._conns.values()):
         connection.close()
     sender = producer._sender.sender_task
-    if sender is not None:
+    for _ in range(_ABANDON_TRIES):  # cancelled, it waits for its requests; cancelled again, it cancels the one that it waits for
+        if sender is None or sender.done():
+            break
         sender.cancel()
         await asyncio.wait([sender], timeout=_ABANDON_SECONDS)
-    producer._message_accumulator.fail_all(KafkaError("the producer was given up"))
+    accumulator = producer._message_accumulator
+    for batches in accumulator._batches.values():
+        accumulator._pending_batches.update(batches)  # where those that were put back for another try expect to be when they end
+    accumulator._batches.clear()
+    unsent = list(accumulator._pending_batches)
+    accumulator.fail_all(KafkaError("the producer was given up"))
+    for batch in unsent:
+        for future in (batch.future, batch._drain_waiter):
+            future.exception()  # nobody waits for it any more: it would be told as never retrieved
     with suppress(*KAFKA_ERRORS):
         await producer.stop()
 

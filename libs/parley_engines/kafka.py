@@ -15,16 +15,20 @@ from parley_engines.errors import EngineError
 from parley_engines.provision import Recipe
 from parley_engines.tools import JAVA, MAVEN
 
+LOGIN_USER: Final = "parley"  # and the password, on the port "login"
 _HEAP: Final = "384m"
 _PROBE_MS: Final = 2_000
 _CONFIGURATION: Final = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller}
-listeners=PLAINTEXT://{host}:{client},CONTROLLER://{host}:{controller}
-advertised.listeners=PLAINTEXT://{host}:{client}
+listeners=PLAINTEXT://{host}:{client},LOGIN://{host}:{login},CONTROLLER://{host}:{controller}
+advertised.listeners=PLAINTEXT://{host}:{client},LOGIN://{host}:{login}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,LOGIN:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+# No secret, and of no use from elsewhere: it is there to try logins, right and wrong ones.
+sasl.enabled.mechanisms=PLAIN
+listener.name.login.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{user}";
 log.dirs={data}
 # One node: nothing can be kept twice.
 offsets.topic.replication.factor=1
@@ -43,9 +47,7 @@ auto.create.topics.enable=false
 def _prepare(place: Place) -> Sequence[str]:
     data = place.folder / "data"
     configuration = place.folder / "server.properties"
-    configuration.write_text(
-        _CONFIGURATION.format(host=HOST, client=place.ports["client"], controller=place.ports["controller"], data=data)
-    )
+    configuration.write_text(_CONFIGURATION.format(host=HOST, data=data, user=LOGIN_USER, **place.ports))
     java = [
         place.programs["java"],
         "-XX:+UseSerialGC",
@@ -94,7 +96,7 @@ KAFKA: Final = Engine(
     recipe=Recipe("kafka", "4.1.1", "50 MB, some 10 s", build_with_maven),
     run_tools=(JAVA,),
     build_tools=(JAVA, MAVEN),
-    ports=("client", "controller"),
+    ports=("client", "login", "controller"),
     prepare=_prepare,
     probe=_probe,
     start_seconds=90,
