@@ -11,7 +11,7 @@ from xxhash import xxh64_intdigest
 
 SLOT_COUNT: Final = 1024  # by default: enough to spread over 100 gateways, few enough that a watch and a table stay small
 GATEWAYS: Final = "gateway"  # the service's name in the registry
-SLOT_PREFIX: Final = "parley/slots/"  # of the locks' keys
+SLOT_PREFIX: Final = "slots/"  # of the locks' keys
 DRAINING_PREFIX: Final = SLOT_PREFIX + "draining/"  # a gateway that wants to own none locks its own name here
 
 
