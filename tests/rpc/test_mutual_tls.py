@@ -2,12 +2,14 @@
 
 import asyncio
 import datetime
+import inspect
 import shutil
 import ssl
 from contextlib import asynccontextmanager
 
 import grpc
 import grpc.aio
+import mutation
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,7 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
-from chassis import renewed_channel
+from chassis import callers, channels, renewed_channel
+from chassis import certificates as certificates_module
+from chassis import server as server_module
 from chassis.certificates import ROLE_DOMAIN, Certificates, TlsError, TlsFiles
 from chassis.channels import open_channel
 from chassis.errors import reason_of
@@ -287,3 +291,37 @@ def test_roots_that_are_no_certificates_are_named(authority, tmp_path):
         certificates(authority, "gateway", tmp_path)
     with pytest.raises(TlsError, match=r"none\.pem"):
         Certificates(TlsFiles(authority / "gateway.pem", authority / "gateway-key.pem", authority / "none.pem"))
+
+
+# Rules broken on purpose
+
+
+BROKEN_RULES = {
+    "any role may": (callers, "admitting", "callers & allowed or", "True or", test_another_role_is_told_that_it_may_not),
+    "no role is a role": (callers, "admitting", "if not callers:", "if False:", test_a_certificate_without_a_role_is_nobody_s),
+    "no certificate is needed": (
+        certificates_module,
+        "dynamic_server_credentials",
+        "pems.ca is not None",
+        "False",
+        test_without_a_certificate_nobody_gets_in,
+    ),
+    "another role is expected": (
+        channels,
+        "_mutual",
+        "peer.role + ROLE_DOMAIN",
+        '"router" + ROLE_DOMAIN',
+        test_who_connects_expects_a_role_and_an_authority,
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN_RULES)
+async def test_a_broken_rule_of_trust_is_found(monkeypatch, authority, foreign, tmp_path, rule):
+    owner, name, old, new, found_by = BROKEN_RULES[rule]
+    mutation.replace(monkeypatch, owner, name, old, new)
+    monkeypatch.setattr(server_module, "admitting", callers.admitting)
+    monkeypatch.setattr(server_module, "dynamic_server_credentials", certificates_module.dynamic_server_credentials)
+    given = {"authority": authority, "foreign": foreign, "tmp_path": tmp_path, "role": "push"}
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        await found_by(**{name: given[name] for name in inspect.signature(found_by).parameters})

@@ -5,8 +5,10 @@ from contextlib import aclosing
 from itertools import pairwise
 from random import Random
 
+import mutation
 import pytest
 
+from chassis import registry_consul_watch
 from chassis.registry import RegistryUnavailableError
 from chassis.registry_consul_watch import follow
 from chassis.testing.virtual_loop import run_virtual
@@ -92,3 +94,37 @@ def test_a_follower_is_random_only_by_what_it_is_given():
         return consul.times
 
     assert run_virtual(main) == run_virtual(main, seed=1)
+
+
+BROKEN_RULES = {
+    "an index that went back is waited for": (
+        "new_index < index",
+        "False",
+        test_an_index_that_went_back_is_forgotten_and_the_answer_asked_for_anew,
+    ),
+    "after an outage the old index is waited for": (
+        "index, was_away = None, True\n            await",
+        "was_away = True\n            await",
+        test_after_an_outage_the_first_question_does_not_block,
+    ),
+    "index 0 is asked with": ("max(int(answered), 1)", "int(answered)", test_index_0_would_not_block_and_is_never_asked_with),
+    "a storm of changes is followed without pause": (
+        "_PAUSE_SECONDS",
+        "0",
+        lambda: test_neither_a_storm_of_changes_nor_an_outage_makes_it_ask_without_pause([(n, n) for n in range(1, 9)], 0.1),
+    ),
+    "a Consul that is away is asked without pause": (
+        "backoff.failed(0)",
+        "0",
+        lambda: test_neither_a_storm_of_changes_nor_an_outage_makes_it_ask_without_pause([AWAY] * 9, 0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN_RULES)
+def test_a_broken_rule_of_watches_is_found(monkeypatch, rule):
+    old, new, found_by = BROKEN_RULES[rule]
+    mutation.replace(monkeypatch, registry_consul_watch, "follow", old, new)
+    monkeypatch.setitem(globals(), "follow", registry_consul_watch.follow)
+    with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
+        found_by()
