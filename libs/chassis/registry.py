@@ -37,6 +37,10 @@ class RegistryUnavailableError(Exception):
     """The registry did not answer; what was known stays as good as it was."""
 
 
+class RegistryRefusedError(Exception):
+    """The registry is there and can't be used so (a token that it refuses, another cluster's keys): waiting does not help."""
+
+
 class RegistrySession(Protocol):
     """An instance's presence in the registry. It ends by `close`, or by the registry when the instance's health fails."""
 
@@ -64,7 +68,8 @@ class Registry(Protocol):
     def open_session(self, instance: Instance) -> AbstractAsyncContextManager[RegistrySession]:
         """Register the instance and hold locks in its name; leaving releases all locks and deregisters.
 
-        Entering raises RegistryUnavailableError: try again. After the session was lost, leave it and open a new one.
+        Entering raises RegistryUnavailableError: try again; RegistryRefusedError: do not. After the session was lost, leave it and
+        open a new one.
         """
 
     def watch_instances(self, service: str) -> AsyncGenerator[Sequence[Instance], None]:

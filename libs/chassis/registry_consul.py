@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, Final
 
-from chassis.registry import Epoch, Holder, Instance, RegistryUnavailableError
+from chassis.registry import Epoch, Holder, Instance, RegistryRefusedError, RegistryUnavailableError
 from chassis.registry_consul_http import WAIT_SECONDS, ConsulClient, ConsulRefusedError, ConsulSettings, open_consul_client
 from chassis.registry_consul_session import ConsulSession, open_consul_session
 from chassis.registry_consul_watch import follow
@@ -25,10 +25,6 @@ from chassis.registry_consul_watch import follow
 # After Consul was away, who was there counts as there for that long: its checks begin anew as failed, or it has lost its data and
 # everybody has to register again.
 _RETURN_SECONDS: Final = 10.0
-
-
-class RegistryRefusedError(Exception):
-    """Consul is there and can't be used so: waiting does not help."""
 
 
 class ConsulRegistry:

@@ -33,7 +33,7 @@ from chassis.logs import configure_logging
 from chassis.metrics import open_metrics_server
 from chassis.process_config import InternalSettings, ProcessSettings
 from chassis.readiness import PROCESS, Probe, Readiness, open_readiness
-from chassis.registry import Instance
+from chassis.registry import Instance, RegistryRefusedError
 from chassis.server import BindError, Register, RunningServer, open_server
 from chassis.transport import Callers, Peer
 from chassis.waiting import EnginesAbsentError, open_when_there
@@ -126,7 +126,7 @@ def run_service(
     structlog.contextvars.bind_contextvars(service=service)
     prefer_throughput()
     allow_open_files()
-    refusals: tuple[type[Exception], ...] = (BindError, TlsError, *unusable)
+    refusals: tuple[type[Exception], ...] = (BindError, RegistryRefusedError, TlsError, *unusable)
     try:
         run(lambda stop: _run(service, settings, stop, serve))
     except refusals as error:

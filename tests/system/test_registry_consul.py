@@ -14,8 +14,8 @@ from engine_fixtures import EnginesOfTheRun
 from own_consul import OwnConsul, open_own_consul
 
 from chassis import registry_consul_session
-from chassis.registry import Instance, Registry, RegistrySession, RegistryUnavailableError
-from chassis.registry_consul import RegistryRefusedError, open_consul_registry
+from chassis.registry import Instance, Registry, RegistryRefusedError, RegistrySession, RegistryUnavailableError
+from chassis.registry_consul import open_consul_registry
 from chassis.registry_consul_http import ConsulSettings
 
 pytestmark = pytest.mark.engines("consul")
