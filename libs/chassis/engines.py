@@ -6,6 +6,7 @@ What is not there yet is waited for (`Host.engine`). An adapter is imported when
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,8 +16,11 @@ from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.registry import Registry, RegistryUnavailableError
 from chassis.registry_consul_http import ConsulSettings
 from chassis.service import Host
-from chassis.timeline import Timeline, TimelineUnavailableError
+from chassis.timeline import TimelineUnavailableError
 from chassis.timeline_cql_settings import CqlSettings
+
+if TYPE_CHECKING:
+    from chassis.timeline_cql import CqlTimeline
 
 
 class ClusterSettings(BaseSettings):
@@ -55,7 +59,7 @@ def event_log(host: Host, topics: Mapping[str, int]) -> AbstractAsyncContextMana
     )
 
 
-def timeline(host: Host, tables: Sequence[str], schema_version: int) -> AbstractAsyncContextManager[Timeline]:
+def timeline(host: Host, tables: Sequence[str], schema_version: int) -> "AbstractAsyncContextManager[CqlTimeline]":
     """Open the tables in ScyllaDB or Cassandra."""
     from chassis.timeline_cql import open_cql_timeline
 
@@ -63,7 +67,9 @@ def timeline(host: Host, tables: Sequence[str], schema_version: int) -> Abstract
     settings = host.settings[CqlSettings].model_copy(update={"connect_seconds": 0.0})
     return host.engine(
         "the database",
-        lambda: open_cql_timeline(settings, tables, schema_version=schema_version, metrics=host.metrics),
+        lambda: open_cql_timeline(
+            settings, tables, schema_version=schema_version, log_epoch=host.settings[KafkaSettings].log_epoch, metrics=host.metrics
+        ),
         absent=TimelineUnavailableError,
         seconds=host.settings[ClusterSettings].wait_seconds,
     )

@@ -103,8 +103,11 @@ async def read_facts(session: CqlSession, keyspace: str) -> ClusterFacts:
 
 
 async def raise_log_epoch(session: CqlSession, keyspace: str, epoch: int) -> None:
-    """Record a log epoch; a lower one than the recorded has no effect. Raises what the driver raises."""
-    await _set_fact(session, keyspace, LOG_EPOCH, str(epoch), stamp=epoch)
+    """Record a log epoch; a lower one than the recorded has no effect. Raises TimelineUnavailableError."""
+    try:
+        await _set_fact(session, keyspace, LOG_EPOCH, str(epoch), stamp=epoch)
+    except (DriverException, RequestExecutionException) as error:
+        raise failure_of(error)[1] from error
 
 
 async def read_engine(session: CqlSession) -> tuple[str, str]:

@@ -2,9 +2,11 @@
 
 from chassis import engines
 from chassis.eventlog_kafka_settings import KafkaSettings
+from chassis.first_of import first_of
 from chassis.registration import open_registration
 from chassis.registry import Instance
 from chassis.service import Host, run_service
+from chassis.timeline import TimelineSetupError
 from parley_protocol.topics import topics
 from services.store.app import CALLERS, open_store
 from services.store.config import StoreSettings
@@ -25,12 +27,12 @@ async def serve(host: Host) -> None:
         host.internal_server(store.register, CALLERS) as server,
         open_registration(registry, Instance("store", host.name(settings.instance_id), host.advertised(server)), host.rng),
     ):  # fmt: skip
-        await host.serve(server.address, store.wait_failed(), store.probes)
+        await host.serve(server.address, first_of(store.wait_failed(), timeline.wait_superseded()), store.probes)
 
 
 def main() -> None:
     """Run it; ends the process."""
-    run_service("store", (*engines.ALL_ENGINES, StoreSettings), serve)
+    run_service("store", (*engines.ALL_ENGINES, StoreSettings), serve, unusable=[TimelineSetupError])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from engine_fixtures import EnginesOfTheRun
 from prometheus_client import CollectorRegistry
 
+from chassis import timeline_cql
 from chassis.timeline import Row, TimelineSetupError, TimelineUnavailableError
 from chassis.timeline_cql import CqlTimeline, open_cql_timeline
 from chassis.timeline_cql_connect import open_cql_session
@@ -140,6 +141,34 @@ def test_the_command_applies_and_says_on_what(settings: CqlSettings) -> None:
     refused = CliRunner().invoke(main, [*arguments[:-1], "none", "--keyspace", "other"])
     assert refused.exit_code == 2
     assert "no replication" in refused.output
+
+
+async def test_a_store_of_an_older_log_is_told_to_stop(
+    settings: CqlSettings, session: CqlSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline_cql, "_FACTS_SECONDS", 0.05)
+    await apply_schema(session, settings.keyspace, "1", ONE)
+    async with open_cql_timeline(settings, ["events"], schema_version=1, metrics=CollectorRegistry()) as timeline:
+        waiting = asyncio.create_task(timeline.wait_superseded())
+        await raise_log_epoch(session, settings.keyspace, 1)
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        await raise_log_epoch(session, settings.keyspace, 2)
+        with pytest.raises(TimelineSetupError, match="belongs to log epoch 2 now, this process serves 1"):
+            await waiting
+
+
+def test_the_command_raises_the_log_epoch_and_never_lowers_it(settings: CqlSettings) -> None:
+    database = ["--hosts", settings.hosts, "--keyspace", settings.keyspace]
+    refused = CliRunner().invoke(main, ["schema", "log-epoch", "2", *database])
+    assert refused.exit_code == 2
+    assert "apply the schema first" in refused.output
+    assert CliRunner().invoke(main, ["schema", "apply", "--replication", "1", *database]).exit_code == 0
+    raised = CliRunner().invoke(main, ["schema", "log-epoch", "3", *database])
+    assert raised.exit_code == 0, raised.output
+    lowered = CliRunner().invoke(main, ["schema", "log-epoch", "2", *database])
+    assert lowered.exit_code == 2
+    assert "belongs to log epoch 3 already" in lowered.output
 
 
 def test_the_command_gives_up_where_no_database_is() -> None:
