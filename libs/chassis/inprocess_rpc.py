@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # buffer (64 kB) at the hundreds of bytes that a batch usually has.
 MAX_BUFFERED_MESSAGES: Final = 64
 _WAKE_WRITER_AT: Final = MAX_BUFFERED_MESSAGES // 2  # so that writer and reader do not take turns a message
+_NETWORK: Final = Context()  # what is on its way belongs to no process any more, and arrives whatever becomes of its sender
 MetadataPairs = tuple[tuple[str, str | bytes], ...]
 
 
@@ -106,7 +108,7 @@ class Pipe:
         self._in_transit.append(action)
         if self._arrives_at != math.inf:
             # Each timer takes whatever is first: timers of one moment fire in any order.
-            self._loop.call_at(self._arrives_at, self._arrive_next)
+            self._loop.call_at(self._arrives_at, self._arrive_next, context=_NETWORK)
 
     def _arrive_next(self) -> None:
         if self._in_transit:

@@ -15,7 +15,7 @@ import structlog
 from chassis.embedded import open_embedded_engines
 from chassis.eventlog import EventLog
 from chassis.registry import Registry
-from chassis.testing.faults import KILL, RATES, Engine, Faults, Life, Trace, swarm
+from chassis.testing.faults import FREEZE, KILL, PAUSE_SECONDS_MAX, RATES, Engine, Faults, Life, Trace, swarm
 from chassis.testing.faulty_log import FaultyLog, LogEngine
 from chassis.testing.faulty_timeline import FaultyTimeline
 from chassis.testing.virtual_loop import PROCESS, START_WALL_MS, VirtualClock, VirtualLoop
@@ -150,6 +150,20 @@ class Simulation:
             if victim.alive and stream.happens(KILL):
                 victim.die("any moment")
 
+    async def freeze_sometimes(self, names: Sequence[str]) -> None:
+        """Let one of the named processes stand still now and then, for up to minutes, until cancelled."""
+        stream, loop = self.faults.stream("freezer"), _virtual_loop()
+        while True:
+            await asyncio.sleep(stream.rng.uniform(1.0, 30.0))
+            victim = self.living[stream.rng.choice(names)].life
+            if victim.alive and stream.happens(FREEZE):
+                stream.note(f"freezes {victim.name}")
+                loop.freeze(victim.name)
+                try:
+                    await asyncio.sleep(PAUSE_SECONDS_MAX ** stream.rng.random())
+                finally:
+                    loop.thaw(victim.name)
+
     async def run(self, *services: Coroutine[Any, Any, None], until: Awaitable[T]) -> T:
         """Run services (`keep_running`) until the awaitable ends. Raises BrokenError if a service ends or logs an exception."""
         drive: asyncio.Future[T] = asyncio.ensure_future(until)
@@ -180,6 +194,7 @@ async def _run(main: Callable[[Incarnation], Awaitable[None]], incarnation: Inca
 
 
 def _cancel_tasks(life: Life) -> None:
+    _virtual_loop().thaw(life.name)  # to be ended, it must run
     for task in _virtual_loop().live_tasks(life.name):
         task.cancel("crash")
 

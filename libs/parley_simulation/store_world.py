@@ -96,11 +96,14 @@ class StoreWorld:
         workload = self.workload
         devices = workload.devices()
         jumps = asyncio.create_task(jump_walls(self.simulation))
-        kills = asyncio.create_task(self.simulation.kill_sometimes([f"store-{n}" for n in range(WORKERS)]))
+        workers = [f"store-{n}" for n in range(WORKERS)]
+        kills = asyncio.create_task(self.simulation.kill_sometimes(workers))
+        freezes = asyncio.create_task(self.simulation.freeze_sometimes(workers))
         asking = asyncio.gather(*(self._ask(device, number) for number, device in enumerate(devices)))
         await asyncio.wait((asking,), timeout=self._plan.seconds)
         jumps.cancel()
         kills.cancel()
+        freezes.cancel()
         self.simulation.faults.heal()
         await asking
         await asyncio.sleep(QUIET_SECONDS)

@@ -111,9 +111,12 @@ class World:
         simulation = self.simulation
         jumps = asyncio.create_task(jump_walls(simulation))
         kills = asyncio.create_task(simulation.kill_sometimes(self._victims))
+        phones = [one.device.device_id for one in self.devices]
+        freezes = asyncio.create_task(simulation.freeze_sometimes([*self._victims, *phones]))
         await asyncio.sleep(self._seconds)
         jumps.cancel()
         kills.cancel()
+        freezes.cancel()
         simulation.faults.heal()
         await asyncio.sleep(QUIET_SECONDS)
         for one in self.devices:

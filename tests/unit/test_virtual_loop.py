@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from contextvars import Context
 from random import Random
 
 import pytest
@@ -189,6 +190,30 @@ def test_tasks_belong_to_the_process_that_started_them():
         return names
 
     assert run_virtual(main) == [["store/child"], ["router/child"]]  # service() itself began outside of any
+
+
+def test_a_frozen_process_stands_still_and_does_all_that_came_due_when_it_thaws():
+    async def main(_rng: Random) -> list[str]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        seen: list[str] = []
+
+        async def tick(name: str) -> None:
+            for _ in range(3):
+                await asyncio.sleep(1.0)
+                seen.append(f"{name} at {loop.time():g}")
+
+        tasks = []
+        for name in ("cold", "warm"):
+            context = Context()
+            context.run(PROCESS.set, name)
+            tasks.append(loop.create_task(tick(name), context=context))
+        loop.call_later(1.5, loop.freeze, "cold")
+        loop.call_later(10.0, loop.thaw, "cold")
+        await asyncio.wait(tasks)
+        return seen
+
+    assert run_virtual(main) == ["cold at 1", "warm at 1", "warm at 2", "warm at 3", "cold at 10", "cold at 11"]
 
 
 def test_wall_time_jumps_and_monotonic_time_does_not():

@@ -30,7 +30,10 @@ SLOW: Final = "slow"  # an operation takes up to two seconds
 OUTAGE: Final = "engine away"  # every operation on it fails for a while
 PAUSE: Final = "process paused"  # goes on minutes later, unaware: a zombie
 CRASH: Final = "process crashed"
+FREEZE: Final = "process frozen"  # all of it stands still for a while, as by SIGSTOP, while others think that it is gone
 KILL: Final = "process killed"  # at any moment, not only between two steps
+PARTITION_AWAY: Final = "partition away"  # one of the log's: nothing is appended to it or polled from it, for minutes
+PRODUCER_LOST: Final = "producer lost"  # all appends of a process that are under way end unknown, at once
 WALL_JUMP: Final = "wall clock jumped"
 CUT: Final = "connection cut"
 HALF_OPEN: Final = "link half-open"  # nothing more arrives in one direction of a call, and nobody is told
@@ -53,6 +56,9 @@ RATES: Final[Mapping[str, float]] = {
     OUTAGE: 0.002,
     PAUSE: 0.01,
     CRASH: 0.006,
+    FREEZE: 0.3,  # likewise
+    PARTITION_AWAY: 0.0005,
+    PRODUCER_LOST: 0.01,
     KILL: 0.5,  # of the occasions that a workload gives
     WALL_JUMP: 0.3,  # likewise
     CUT: 0.003,  # a message
@@ -64,6 +70,7 @@ _SHARES: Final = (WRITE_LATE, WRITE_LOST, APPEND_LATE, COMMIT_LAGS)  # of faults
 
 LATE_SECONDS_MAX = 60.0  # longer than a restart takes: late writes meet the next worker
 OUTAGE_SECONDS_MAX = 20.0
+PARTITION_AWAY_SECONDS_MAX = 600.0
 PAUSE_SECONDS_MAX = 120.0  # longer than a restart, and than anybody waits for an answer
 TAIL_LINES = 200  # of the trace, shown when a run fails
 
@@ -132,6 +139,11 @@ class FaultStream:
             faults.struck[self.site, step, kind] += 1
         faults.trace.note(self.site, kind)
         return True
+
+    @property
+    def healed(self) -> bool:
+        """Whether nothing new goes wrong, and what lasts should end."""
+        return self._faults.healed
 
     def note(self, what: str) -> None:
         """Add a line to the trace."""

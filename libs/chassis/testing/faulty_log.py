@@ -11,13 +11,18 @@ from chassis.testing.faults import (
     APPEND_LATE,
     COMMIT_LAGS,
     LATE_SECONDS_MAX,
+    PARTITION_AWAY,
+    PARTITION_AWAY_SECONDS_MAX,
     POLL_FAILS,
+    PRODUCER_LOST,
     REJOIN,
     REWIND,
     Engine,
     FaultStream,
     Life,
 )
+
+_LOOK_AGAIN_SECONDS = 10.0  # a partition that is away is asked for that often: it may be back sooner than it was said to be
 
 GroupPartition = tuple[str, str, int]  # topic, group, partition
 
@@ -28,6 +33,7 @@ class LogEngine(Engine):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.committed: dict[GroupPartition, int] = {}  # the last offset that the group's offset has passed
+        self._away_until: dict[tuple[str, int], float] = {}
         self.uncommitted: defaultdict[GroupPartition, dict[int, LogRecord]] = defaultdict(dict)
 
     def commit(self, where: GroupPartition, offset: int) -> None:
@@ -36,6 +42,15 @@ class LogEngine(Engine):
         records = self.uncommitted[where]
         for done in [done for done in records if done <= offset]:
             del records[done]
+
+    def partition_away_seconds(self, topic: str, partition: int, stream: FaultStream, step: str) -> float:
+        """Return for how long a partition is away yet; it may go away with this question."""
+        now, where = asyncio.get_running_loop().time(), (topic, partition)
+        left = 0.0 if stream.healed else self._away_until.get(where, 0.0) - now
+        if left <= 0.0 and stream.happens(PARTITION_AWAY, step):
+            left = PARTITION_AWAY_SECONDS_MAX ** stream.rng.random()
+            self._away_until[where] = now + left
+        return max(left, 0.0)
 
 
 class FaultyLog:
@@ -51,6 +66,7 @@ class FaultyLog:
         self._engine = engine
         self._stream = stream
         self._life = life
+        self._producer = 0  # counts the process's producers: what an earlier one had under way is unknown
         self._order: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -73,13 +89,18 @@ class FaultyLog:
     async def _append(self, topic: str, partition: int, entries: list[LogEntry]) -> None:
         stream, step = self._stream, f"append to {topic}"
         async with self._order[topic, partition]:  # asyncio's locks are fair: overlapping appends keep their order
+            producer = self._producer
+            if stream.happens(PRODUCER_LOST, step):
+                self._producer += 1
             await stream.latency(step)
-            if self._engine.is_away(stream, step):
+            if self._engine.is_away(stream, step) or self._engine.partition_away_seconds(topic, partition, stream, step):
                 raise LogUnavailableError("the engine is away")
-            if not stream.happens(APPEND_FAILS, step):
+            if not stream.happens(APPEND_FAILS, step) and producer == self._producer:
                 await self._inner.append(topic, partition, entries)
                 stream.note(f"appended {len(entries)} to {topic}")
                 await stream.latency()
+                if producer != self._producer:
+                    raise LogUnavailableError("all of it is in the log, but who knows")
                 return
             taken = stream.rng.randint(0, len(entries))
             if taken:
@@ -178,19 +199,27 @@ class FaultyConsumer:
         return self._engine.committed.get((self._topic, self._group, partition), -1) >= self._next.get(partition, 0)
 
     def _take(self, size: int) -> LogBatch | None:
+        away = {partition for partition in self._partitions if self._is_away(partition)}
         for partition, records in self._again.items():
-            if records and partition not in self._held:
+            if records and partition not in self._held and partition not in away:
                 self._again[partition] = records[size:]
                 self._held[partition] = None
                 return LogBatch(partition, records[:size])
         for partition, batch in list(self._waiting.items()):
-            if partition not in self._held:
+            if partition not in self._held and partition not in away:
                 del self._waiting[partition]
                 if new := [record for record in batch.records if record.offset >= self._first.get(partition, 0)]:
                     self._held[partition] = batch
                     return LogBatch(partition, new)
                 self._inner.done(batch)
         return None
+
+    def _is_away(self, partition: int) -> bool:
+        """Tell whether a partition is away; if so, look again when it is back."""
+        seconds = self._engine.partition_away_seconds(self._topic, partition, self._stream, f"poll of {self._topic}")
+        if seconds:
+            asyncio.get_running_loop().call_later(min(seconds, _LOOK_AGAIN_SECONDS), self._released.set)
+        return bool(seconds)
 
     async def _fill(self, size: int) -> None:
         """Wait for a batch of the inner consumer, or for a partition to be released."""

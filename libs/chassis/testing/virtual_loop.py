@@ -6,7 +6,9 @@ futures hash by their number, so that sets of them iterate alike in every run.
 """
 
 import asyncio
+import heapq
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Executor
 from contextvars import Context, ContextVar
@@ -20,6 +22,7 @@ Ts = TypeVarTuple("Ts")
 # Turns of the loop without time moving: far more than any burst of work needs, reached by a livelock in about two seconds.
 MAX_TURNS_PER_INSTANT = 200_000
 DEFAULT_LIMIT_SECONDS = 30 * 24 * 3600.0  # longer than any retention or expiry that a test waits for
+_CANCELLED_TIMERS_MAX = 100  # from then on those that are the half of all are swept out
 START_WALL_MS = 1_700_000_000_000  # an arbitrary day: runs must not depend on today's date
 
 PROCESS: ContextVar[str] = ContextVar("virtual_process", default="")  # which simulated process a task belongs to; inherited
@@ -62,15 +65,8 @@ class VirtualFuture(asyncio.Future[Any]):
         return self.number
 
 
-class _JumpingSelector:
-    """Stands where the loop waits for sockets: there are none, so waiting is moving the clock."""
-
-    def __init__(self, loop: "VirtualLoop") -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[Any]:
-        self._loop.pass_time(timeout)
-        return []
+class _NoSelector:
+    """Stands where the loop waits for sockets: there are none, and waiting is moving the clock."""
 
     def close(self) -> None:
         """Hold nothing, close nothing."""
@@ -79,16 +75,23 @@ class _JumpingSelector:
 class VirtualLoop(asyncio.base_events.BaseEventLoop):
     """The loop. `time()` starts at 0 and moves only when nothing is ready."""
 
+    # BaseEventLoop's, in all versions that we run on.
+    _ready: deque[Any]
+    _scheduled: list[Any]
+    _timer_cancelled_count: int
+    _stopping: bool
+
     def __init__(self, limit_seconds: float = DEFAULT_LIMIT_SECONDS) -> None:
         super().__init__()
         self.set_debug(False)  # debug mode measures real time and looks up every callback's source
-        self._selector = _JumpingSelector(self)
+        self._selector = _NoSelector()
         self._clock_resolution = 1e-9
         self._now = 0.0
         self._limit_seconds = limit_seconds
         self._turns_at_instant = 0
         self._numbers = 0
         self._home_thread = threading.get_ident()
+        self._frozen: dict[str, list[Any]] = {}  # process -> what it would do if it were not
         self.turns = 0
         self.unhandled: list[dict[str, Any]] = []
         self.set_exception_handler(lambda _loop, context: self.unhandled.append(context))
@@ -118,6 +121,47 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
         if self._turns_at_instant > MAX_TURNS_PER_INSTANT:
             self._turns_at_instant = 0
             raise LimitError(f"livelock: {MAX_TURNS_PER_INSTANT} turns at {self._now:.6f} s\n" + self.describe_tasks())
+
+    def freeze(self, process: str) -> None:
+        """Let nothing of a simulated process run, as SIGSTOP does, or a suspended machine. Its timers come due meanwhile."""
+        self._frozen.setdefault(process, [])
+
+    def thaw(self, process: str) -> None:
+        """Let a frozen process go on, with all that has come due, in order."""
+        self._ready.extend(self._frozen.pop(process, ()))
+
+    def _run_once(self) -> None:
+        """Run what is ready, as BaseEventLoop does, but for what belongs to a frozen process."""
+        scheduled, ready = self._scheduled, self._ready
+        if self._timer_cancelled_count > _CANCELLED_TIMERS_MAX and 2 * self._timer_cancelled_count > len(scheduled):
+            for handle in scheduled:
+                handle._scheduled = not handle._cancelled
+            scheduled[:] = [handle for handle in scheduled if not handle._cancelled]
+            heapq.heapify(scheduled)
+            self._timer_cancelled_count = 0
+        while scheduled and scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(scheduled)._scheduled = False
+        timeout: float | None = None
+        if ready or self._stopping:
+            timeout = 0.0
+        elif scheduled:
+            timeout = max(0.0, scheduled[0]._when - self._now)
+        self.pass_time(timeout)
+        end = self._now + self._clock_resolution
+        while scheduled and scheduled[0]._when < end:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False
+            ready.append(handle)
+        for _ in range(len(ready)):
+            due = ready.popleft()
+            if due._cancelled:
+                continue
+            held = self._frozen.get(due._context.get(PROCESS, "")) if self._frozen else None
+            if held is None:
+                due._run()
+            else:
+                held.append(due)
 
     def live_tasks(self, process: str | None = None) -> list[VirtualTask]:
         """Return the tasks that are not done, oldest first: of one simulated process, or all."""
