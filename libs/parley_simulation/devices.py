@@ -8,12 +8,13 @@ from typing import Any
 
 import grpc
 
+from chassis.testing.faults import REPLACED, Life
 from parley.api.v1 import events_pb2
 from parley.api.v1.commands_pb2 import Role
-from parley.api.v1.messaging_service_pb2 import GetConversationRequest
+from parley.api.v1.messaging_service_pb2 import ConnectRequest, GetConversationRequest, Hello
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_checker.history import Answered, Asked, Device, Fact, History, ReadBack, Shown
-from parley_client import Client, ClientError, ClientOptions, MemoryStore, RejectedError, Ticket, open_client
+from parley_client import Client, ClientError, ClientOptions, MemoryStore, RejectedError, SignedOffError, Ticket, open_client
 from parley_client.recording import Recorder
 from parley_client.store import Change, Kept
 from parley_protocol.ids import direct_conversation_id, group_conversation_id
@@ -89,12 +90,17 @@ class SimulatedDevice:
         self._recorder: Recorder | None = None
         self._key = key
         self._readers = 0
+        self._stream = simulation.faults.stream(f"user of {device.device_id}")
+        self._at_home = asyncio.Event()
+        self._at_home.set()
         self._facts = crowd.history.device(*device)
 
     async def run(self, process: Incarnation) -> None:
         """Be the device's process."""
+        await self._at_home.wait()
         self._runs += 1
         self.client = None
+        self.idle.clear()
         self._recorder = Recorder(self.device, self._runs, self._take)
         stream = self._simulation.faults.stream(f"link of {process.name}")
         radio = Radio(self._gateways, process.name, stream)
@@ -112,14 +118,28 @@ class SimulatedDevice:
             recorder=self._recorder,
         ) as client:
             self.client = client
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(client))
-                answers = [group.create_task(self._note_answer(ticket)) for ticket in client.pending()]
-                await self._act(process, client, radio, group, answers)
-                for answer in answers:
-                    await answer
-                self.idle.set()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._read(client))
+                    answers = [group.create_task(self._note_answer(ticket)) for ticket in client.pending()]
+                    await self._act(process, client, radio, group, answers)
+                    for answer in answers:
+                        await answer
+                    self.idle.set()
+                    await asyncio.Event().wait()
+            except* SignedOffError:
+                process.life.die("sent away for good: the user opens the app again")
                 await asyncio.Event().wait()
+
+    def go_away(self, life: Life) -> None:
+        """Be switched off with whatever is pending, until `come_back`."""
+        self._at_home.clear()
+        self.idle.clear()
+        life.die("switched off for weeks")
+
+    def come_back(self) -> None:
+        """Be switched on again."""
+        self._at_home.set()
 
     async def _read(self, client: Client) -> None:
         async for event in client.events():
@@ -134,6 +154,8 @@ class SimulatedDevice:
         rng = self._rng
         while self._actions_left:
             self._actions_left -= 1
+            if self._stream.happens(REPLACED):
+                group.create_task(self._connect_twice(radio))
             kind = rng.uniform(0.0, self._crowd.restlessness)
             if kind < 0.80:
                 ticket = await self._command(client)
@@ -142,7 +164,7 @@ class SimulatedDevice:
                     await asyncio.wait([answers[-1]], timeout=60.0)
             elif kind < CALM:
                 if conversations := client.conversations():
-                    await self._scroll_back(client, rng.choice(conversations).conversation_id)
+                    await self._look_up(client, rng.choice(conversations).conversation_id)
             elif kind < 0.92:
                 radio.cut("the device lost its network")
             elif kind < 0.96:
@@ -152,11 +174,29 @@ class SimulatedDevice:
                 process.life.die("a crash of the app")
             await asyncio.sleep(rng.choice((0.0, 0.0, rng.uniform(0.0, 0.3), rng.uniform(0.0, 15.0))))
 
-    async def _scroll_back(self, client: Client, conversation_id: str) -> None:
+    async def _look_up(self, client: Client, conversation_id: str) -> None:
         try:
-            await client.history(conversation_id, limit=self._rng.randint(1, 10))
+            match self._rng.randint(0, 5):
+                case 0:
+                    await client.list_members(conversation_id)
+                case 1:
+                    await client.get_presence(self._crowd.users)
+                case _:
+                    await client.history(conversation_id, limit=self._rng.randint(1, 10))
         except ClientError:
-            return  # offline: the app shows what it has
+            return  # offline, or a member no more: the app shows what it has
+
+    async def _connect_twice(self, radio: Radio) -> None:
+        """Open another stream of this very device for a moment, as by a copied app, or by one that was started twice."""
+        metadata = (("authorization", f"Bearer {self._token}"),)
+        try:
+            async with radio.open_channel(self._rng.choice(list(self._gateways))) as channel:
+                call = MessagingServiceStub(channel).Connect(metadata=metadata, timeout=self._rng.uniform(0.1, READ_SECONDS))
+                await call.write(ConnectRequest(hello=Hello(device_id=self.device.device_id)))
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # as grpc.aio says that a call has ended
+            return
 
     async def _command(self, client: Client) -> Ticket:
         rng, crowd, user = self._rng, self._crowd, self.device.user_id

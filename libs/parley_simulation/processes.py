@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from chassis.embedded import open_embedded_engines
+from chassis.embedded import EmbeddedEngines, open_embedded_engines
 from chassis.eventlog import EventLog
 from chassis.registry import Registry
 from chassis.testing.faults import FREEZE, KILL, PAUSE_SECONDS_MAX, RATES, Engine, Faults, Life, Trace, swarm
@@ -101,6 +101,7 @@ class Simulation:
         self.topics = LogEngine("log")
         self.living: dict[str, Incarnation] = {}  # by the process's name
         self.log: EventLog
+        self._engines: EmbeddedEngines
         self.registry: Registry
         self.timeline: NotingTimeline
 
@@ -183,6 +184,12 @@ class Simulation:
                 task.cancel()
             await asyncio.gather(drive, *running, return_exceptions=True)
 
+    async def pass_days(self, days: int) -> None:
+        """Let days go by in which nobody does anything: only the wall clock moves, and what has expired is removed."""
+        self.clock.jump_wall(days * 24 * 3600.0)
+        await self._engines.log.trim()
+        await self._engines.timeline.sweep()
+
     async def settle(self) -> None:
         """Wait until nothing is on its way to an engine."""
         await self.tables.settle()
@@ -222,6 +229,7 @@ async def open_simulation(
         async with open_embedded_engines(
             None, topics=topics, durable_topics=durable_topics, tables=tables, clock=simulation.clock
         ) as engines:
+            simulation._engines = engines
             simulation.log = engines.log
             simulation.registry = engines.registry
             simulation.timeline = NotingTimeline(engines.timeline)

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from chassis.eventlog import LogRecord
 from chassis.inprocess import InProcessServer
 from chassis.registry import Instance
+from chassis.testing.faults import AWAY
 from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch
 from parley.store.v1.rows_pb2 import InboxRow
@@ -25,6 +26,7 @@ from parley_checker.history import Device, entry_of
 from parley_checker.judge import judge
 from parley_checker.verdict import Fault, Verdict
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from parley_simulation.bots import Bot
 from parley_simulation.devices import CALM, Crowd, SimulatedDevice
 from parley_simulation.network import Endpoint
 from parley_simulation.plan import Plan, Scene
@@ -47,10 +49,13 @@ from services.router.app import open_router
 from services.router.config import RouterSettings
 from services.store.app import open_store
 from services.store.config import StoreSettings
-from services.store.rows import INBOX, TABLES
+from services.store.rows import DEDUPE, INBOX, TABLES
 
 STORES = 2
 GATEWAYS = 2
+DEVICES_A_USER = (1, 1, 1, 1, 2, 2, 2, 4)
+BOTS = 0.2  # of users have one
+WEEKS_DAYS = (20, 25)  # beyond what the log keeps, and what is remembered of requests; 25: also beyond the rows' own time
 SLOTS = 8  # few, so that every one has users
 PATIENCE_SECONDS = 600.0  # for a device to get its outcomes and to catch up: many backoffs
 LAST_ACKS_SECONDS = 60.0  # for the last watermarks to reach everybody
@@ -95,8 +100,19 @@ class World:
         self.devices = [
             SimulatedDevice(simulation, self.crowd, Device(user, f"{user}-{number}"), self._public, KEY, plan.actions)
             for user in users
-            for number in range(simulation.rng.randint(1, 2))
+            for number in range(simulation.rng.choice(DEVICES_A_USER))
         ]
+        self.bots = [
+            Bot(simulation, self.crowd, Device(user, f"{user}-bot"), self._public, KEY, plan.actions)
+            for user in users
+            if simulation.rng.random() < BOTS
+        ]
+        self._away: list[SimulatedDevice] = []
+        self._read: dict[str, list[tuple[int, LogRecord]]] = {COMMANDS: [], EVENTS: []}  # before it expired
+
+    @property
+    def _clients(self) -> list[SimulatedDevice | Bot]:
+        return [*self.devices, *self.bots]
 
     async def run(self) -> Verdict:
         """Let devices and faults do their worst, heal, wait, judge."""
@@ -104,44 +120,78 @@ class World:
         services = [simulation.keep_running(f"store-{n}", self._run_store) for n in range(STORES)]
         services.append(simulation.keep_running("router", self._run_router))
         services += [simulation.keep_running(name, partial(self._run_gateway, public_address=name)) for name in self._public]
-        services += [simulation.keep_running(one.device.device_id, one.run) for one in self.devices]
+        services += [simulation.keep_running(one.device.device_id, one.run) for one in self._clients]
         return await simulation.run(*services, until=self._drive())
 
     async def _drive(self) -> Verdict:
         simulation = self.simulation
         jumps = asyncio.create_task(jump_walls(simulation))
         kills = asyncio.create_task(simulation.kill_sometimes(self._victims))
-        phones = [one.device.device_id for one in self.devices]
+        away = asyncio.create_task(self._send_away())
+        phones = [one.device.device_id for one in self._clients]
         freezes = asyncio.create_task(simulation.freeze_sometimes([*self._victims, *phones]))
         await asyncio.sleep(self._seconds)
         jumps.cancel()
         kills.cancel()
         freezes.cancel()
+        if not away.done():
+            away.cancel()
         simulation.faults.heal()
         await asyncio.sleep(QUIET_SECONDS)
-        for one in self.devices:
+        await self._let_weeks_pass()
+        for one in self._clients:
             try:
                 async with asyncio.timeout(PATIENCE_SECONDS):
                     await one.idle.wait()
-                    assert one.client is not None
-                    await one.client.caught_up()
+                    if isinstance(one, SimulatedDevice):
+                        assert one.client is not None
+                        await one.client.caught_up()
             except TimeoutError:
                 raise BrokenError(f"{one.device} still waits, {PATIENCE_SECONDS:g} s after all faults ended") from None
         await asyncio.sleep(LAST_ACKS_SECONDS)
         await simulation.settle()
         return await self._judge()
 
+    async def _send_away(self) -> None:
+        """Switch devices off for weeks, whatever they are at."""
+        stream = self.simulation.faults.stream("holidays")
+        for one in self.devices:
+            await asyncio.sleep(stream.rng.uniform(0.0, self._seconds / len(self.devices)))
+            if stream.happens(AWAY):
+                one.go_away(self.simulation.living[one.device.device_id].life)
+                self._away.append(one)
+
+    async def _let_weeks_pass(self) -> None:
+        """If somebody is away, let that be for weeks. Nothing else is under way by now, and what has expired is gone."""
+        if not self._away:
+            return
+        await self.simulation.settle()
+        for topic, found in self._read.items():
+            found += await read_all(self.simulation.log, topic)
+        await self.simulation.pass_days(self.simulation.rng.choice(WEEKS_DAYS))
+        for one in self._away:
+            one.come_back()
+
+    async def _read_whole(self, topic: str) -> list[tuple[int, LogRecord]]:
+        """Return all that ever came to a topic, a partition after the other."""
+        found = self._read[topic] + await read_all(self.simulation.log, topic)
+        return sorted(found, key=lambda item: (item[0], item[1].offset))
+
     async def _judge(self) -> Verdict:
         simulation, history = self.simulation, self.crowd.history
         for one in self.devices:
             one.finish()
-        records = await read_all(simulation.log, COMMANDS)
+        records = await self._read_whole(COMMANDS)
         self.commands = records
-        batches = [EventBatch.FromString(record.value) for _, record in await read_all(simulation.log, EVENTS)]
+        batches = [EventBatch.FromString(record.value) for _, record in await self._read_whole(EVENTS)]
         tables = await simulation.timeline.dump()
         async with open_fresh_timeline(simulation, TABLES) as fresh:
             await replay(simulation, self._store_settings, records, fresh)
             replayed = await fresh.dump()
+        if self._away:  # a replay writes anew what had its time
+            gone = [point for point in replayed if point.table == DEDUPE and point not in tables]
+            for point in gone:
+                del replayed[point]
         simulation.trace.note("judge", f"tables {hash_of(tables)}")
         timelines = timelines_of(tables)
         entries = {where: [entry_of(event) for event in timeline.values()] for where, timeline in timelines.items()}

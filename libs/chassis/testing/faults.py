@@ -36,6 +36,8 @@ PARTITION_AWAY: Final = "partition away"  # one of the log's: nothing is appende
 PRODUCER_LOST: Final = "producer lost"  # all appends of a process that are under way end unknown, at once
 WALL_JUMP: Final = "wall clock jumped"
 CUT: Final = "connection cut"
+REPLACED: Final = "session replaced"  # another stream of the same device comes, and the first is sent away for good
+AWAY: Final = "away for weeks"  # a device comes back when log and answers have expired
 HALF_OPEN: Final = "link half-open"  # nothing more arrives in one direction of a call, and nobody is told
 
 # Chances a draw. High enough that a run of some hundred operations meets most kinds, low enough that it gets anywhere.
@@ -61,6 +63,8 @@ RATES: Final[Mapping[str, float]] = {
     PRODUCER_LOST: 0.01,
     KILL: 0.5,  # of the occasions that a workload gives
     WALL_JUMP: 0.3,  # likewise
+    REPLACED: 0.02,  # of what a device does
+    AWAY: 0.1,  # of devices
     CUT: 0.003,  # a message
     HALF_OPEN: 0.001,  # a message
 }
