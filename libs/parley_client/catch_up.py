@@ -17,6 +17,7 @@ from parley_client.backoff import Backoff
 from parley_client.calls import Calls
 from parley_client.device import Device
 from parley_client.errors import CallError, ClientError
+from parley_client.outbox_state import LOOK_MARGIN_MS
 
 SHORT_PAGES_MAX: Final = 6  # how often a page may end below the announced head before we settle for it: ~8 s, then Sync repairs
 _GONE = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED)
@@ -50,6 +51,7 @@ class CatchUp:
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._new_device = not device.state.synced
         self._synced = False
+        self._looked = False  # whether what is pending for long was looked for
         self._announced = False
         self._stopped = False
 
@@ -82,6 +84,11 @@ class CatchUp:
             if conversation_id not in self._fetching:
                 fetch = self._fetch_one(conversation_id)
                 self._fetching[conversation_id] = self._tasks.create_task(fetch, name=f"parley.fetch.{conversation_id}")
+        if self._synced and not behind and not self._fetching and not self._looked:
+            self._looked = True
+            for conversation_id, created_ms in self._device.state.outbox.looked_for().items():
+                look = self._look_back(conversation_id, created_ms - LOOK_MARGIN_MS)
+                self._fetching[conversation_id] = self._tasks.create_task(look, name=f"parley.look.{conversation_id}")
         if self._synced and not behind and not self._fetching and not self._announced:
             self._announced = True
             if self._new_device:
@@ -152,6 +159,39 @@ class CatchUp:
             await asyncio.sleep(backoff.next_delay())
         if conversation_id in timelines.behind:
             device.keep(device.state.end_fetch(conversation_id))
+
+    async def _look_back(self, conversation_id: str, until_ms: int) -> None:
+        """Fetch older events until those that may be old commands' are held: a new device holds the newest ones only."""
+        try:
+            await self._fetch_history(conversation_id, until_ms)
+        except ClientError as error:
+            self._fail(error)
+            return
+        finally:
+            del self._fetching[conversation_id]
+        self.fetch()
+
+    async def _fetch_history(self, conversation_id: str, until_ms: int) -> None:
+        device, backoff = self._device, Backoff(self._rng)
+        while conversation_id in device.state.outbox.looked_for():
+            state = device.state.timelines.conversations.get(conversation_id)
+            if state is None or not state.is_placed or state.previous_visible(state.first_held_seq) is None:
+                return
+            before_seq = state.first_held_seq
+            request = api.ListEventsRequest(conversation_id=conversation_id, before_seq=before_seq, page_size=self._page_events)
+            try:
+                page = await self._calls.list_events(request)
+            except CallError as error:
+                if error.code in _GONE:
+                    return
+                if not error.passes:
+                    raise
+                await asyncio.sleep(backoff.next_delay(error.retry_delay_seconds or 0.0))
+                continue
+            backoff.reset()
+            device.keep(device.state.on_history(conversation_id, before_seq, page))
+            if not page.events or page.events[0].time.ToMilliseconds() < until_ms:
+                return
 
     async def _next_page(self, conversation_id: str) -> api.ListEventsResponse | None:
         """Get the events after those held; of a conversation that is new to this device, first what it is. None: that was all."""

@@ -194,8 +194,6 @@ class Client:
         before = before or state.held_seq + 1
         held = self._held(conversation, before, limit)
         while fetch and len(held) < limit and state.previous_visible(state.first_held_seq) is not None:
-            if self._device.recorder is not None:
-                self._device.recorder.scrolled(conversation)
             request = api.ListEventsRequest(
                 conversation_id=conversation,
                 before_seq=state.first_held_seq,

@@ -58,6 +58,8 @@ class Device:
             if ticket is not None:
                 ticket.settle(outcome)
         if self.recorder is not None:
+            for event in change.prepended:
+                self.recorder.scrolled(event.conversation_id)
             for notice in step.notices:
                 self.recorder.told(notice)
         if self.board.has_readers:
@@ -112,8 +114,7 @@ class Device:
 
     def set_caught_up(self) -> None:
         """Note that nothing is missing."""
-        self.state.outbox.on_caught_up()
-        self.writer_wake.set()
+        self.keep(self.state.on_caught_up())
         self.caught_up.set()
         self.board.put(CaughtUp())
 

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+import grpc
+from google.rpc import status_pb2
+
 from parley.api.v1 import commands_pb2, events_pb2, messaging_service_pb2
 from parley_client import commands
 from parley_client.ack_state import Ack, AckState
@@ -21,6 +24,10 @@ from parley_client.tickets import Accepted
 from parley_client.timelines import Counting, Timelines
 from parley_protocol.digests import digests_of
 
+_REFUSED_LONG_AGO: Final = status_pb2.Status(
+    code=grpc.StatusCode.FAILED_PRECONDITION.value[0],
+    message="refused, so long ago that the server does not know why: a later command of the conversation is stored",
+)
 NO_RETRY_DELAY_SECONDS: Final = 1.0  # where a server names none: it said "later", not "now"
 
 
@@ -113,9 +120,11 @@ class DeviceState:
         return step
 
     def on_history(self, conversation_id: str, before_seq: int, page: messaging_service_pb2.ListEventsResponse) -> Step:
-        """Take a page of older events: kept, but neither handed to the app as events nor acknowledged."""
+        """Take a page of older events: kept, but neither handed to the app as events nor acknowledged. Raises ProtocolError."""
         step = Step()
         self.timelines.take_history(conversation_id, before_seq, page, step.change)
+        for event in step.change.prepended:
+            self._settle_own(event, step)
         return step
 
     def end_fetch(self, conversation_id: str) -> Step:
@@ -128,6 +137,16 @@ class DeviceState:
         """Note that a Sync came to its end: from now on this device sends digests."""
         step = Step(Change(synced=not self.synced))
         self.synced = True
+        return step
+
+    def on_caught_up(self) -> Step:
+        """Nothing is missing: what is pending for long and was not found goes out again, or is known to have been refused."""
+        step = Step(sends=True)
+        for pending in self.outbox.on_caught_up():
+            error = RejectedError(pending.request_id, _REFUSED_LONG_AGO)
+            step.change.commands_removed.append(pending.request_id)
+            step.outcomes.append((pending.request_id, error))
+            step.notices.append(CommandRejected(pending.request_id, error))
         return step
 
     def mark_read(self, conversation_id: str, seq: int, now: float) -> Step:
@@ -153,7 +172,7 @@ class DeviceState:
             return
         if result is None:
             return  # from the future: the command stays in flight and is sent again
-        pending = self.outbox.settle(request_id)
+        pending = self.outbox.settle(request_id, stored=result == "accepted")
         if pending is None:
             return  # answered before: this is the answer to a resend
         step.change.commands_removed.append(request_id)
@@ -191,14 +210,20 @@ class DeviceState:
         for event in step.change.appended:
             if event.actor_user_id != self.user_id:
                 arrived[event.conversation_id] = event.seq  # own messages need no tick
-            elif event.actor_device_id == self.device_id and event.request_id in self.outbox.pending:
-                self.outbox.settle(event.request_id)
-                step.change.commands_removed.append(event.request_id)
-                place = Accepted(event.conversation_id, event.seq, event.message_count, event.time.ToMilliseconds(), True)
-                step.outcomes.append((event.request_id, place))
+            else:
+                self._settle_own(event, step)
         for conversation_id, seq in arrived.items():
             self.timelines.raise_own(conversation_id, seq, 0, step.change)
             self._ack(self.timelines.conversations[conversation_id], seq, 0, step, now)
+
+    def _settle_own(self, event: events_pb2.Event, step: Step) -> None:
+        """Give a pending command whose event was found its outcome."""
+        if (event.actor_user_id, event.actor_device_id) != (self.user_id, self.device_id):
+            return
+        if self.outbox.settle(event.request_id, stored=True) is not None:
+            step.change.commands_removed.append(event.request_id)
+            place = Accepted(event.conversation_id, event.seq, event.message_count, event.time.ToMilliseconds(), True)
+            step.outcomes.append((event.request_id, place))
 
     def _ack(self, state: ConversationState, delivered_seq: int, read_seq: int, step: Step, now: float) -> None:
         if self.acks.mark(Ack(state.conversation_id, delivered_seq, read_seq), state.member_count, now):

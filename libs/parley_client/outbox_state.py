@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 from parley_client.device_frames import COMMAND_OVERHEAD_BYTES
 
 RESEND_SECONDS: Final = 30.0  # no outcome for that long: lost with a server, or slower than anybody waits
+LOOK_MARGIN_MS: Final = 24 * 3_600_000  # how much earlier than a command its event may seem to be: a device's clock may be wrong
 LOOK_AFTER_MS: Final = 7 * 24 * 3_600_000  # half of the 14 days for which the server knows a request_id: clocks may be wrong
 
 
@@ -36,6 +37,8 @@ class Pending:
     number: int = 0  # on this stream; 0: not sent on it yet
     sent_at: float = 0.0
     queued: bool = False
+    old: bool = False  # when the stream began: the server may have forgotten what it decided
+    overtaken: bool = False  # a later command of the conversation is stored
 
 
 class Run(NamedTuple):
@@ -92,13 +95,31 @@ class OutboxState:
         for command in self.pending.values():
             command.number = 0
             self._enqueue(command)
-            if wall_ms - command.created_ms > LOOK_AFTER_MS:
+            command.old = wall_ms - command.created_ms > LOOK_AFTER_MS
+            if command.old:
                 self._holds[command.conversation_id] = _Hold(0, float("inf"))
 
-    def on_caught_up(self) -> None:
-        """End the holds that waited for catching up: what the timelines showed is settled, the rest was never stored."""
+    def looked_for(self) -> dict[str, int]:
+        """Return the conversations that wait for catching up, with the time of the oldest command to look for in each."""
+        oldest: dict[str, int] = {}
+        for command in self.pending.values():
+            hold = self._holds.get(command.conversation_id)
+            if hold is not None and hold.number == 0:
+                oldest[command.conversation_id] = min(oldest.get(command.conversation_id, command.created_ms), command.created_ms)
+        return oldest
+
+    def on_caught_up(self) -> list[Pending]:
+        """End the holds that waited for catching up: what the timelines showed is settled, the rest was never stored.
+
+        Return what was refused, settled now: a command is decided before a later one of its conversation, so where that is stored
+        and it is not, it was refused, and nobody remembers why. Asked again it could be stored behind the later one.
+        """
+        refused = [command for command in self.pending.values() if command.old and command.overtaken]
+        for command in refused:
+            self.settle(command.request_id)
         for conversation in [conversation for conversation, hold in self._holds.items() if hold.number == 0]:
             self._release(conversation)
+        return refused
 
     def take(self, now: float, max_commands: int, max_bytes: int) -> Run | None:
         """Return the next frame's commands, now in flight; None where nothing can go out."""
@@ -127,12 +148,19 @@ class OutboxState:
         skips, self._skips = self._skips, []
         return skips
 
-    def settle(self, request_id: bytes) -> Pending | None:
+    def settle(self, request_id: bytes, *, stored: bool = False) -> Pending | None:
         """Forget a command that has its outcome; None if it was not pending."""
-        command = self.pending.pop(request_id, None)
-        if command is not None:
-            command.queued = False
-            self._in_flight.pop(request_id, None)
+        command = self.pending.get(request_id)
+        if command is None:
+            return None
+        if stored:
+            for earlier in self.pending.values():  # mostly none: outcomes come in the order of the calls
+                if earlier is command:
+                    break
+                earlier.overtaken = earlier.overtaken or earlier.conversation_id == command.conversation_id
+        del self.pending[request_id]
+        command.queued = False
+        self._in_flight.pop(request_id, None)
         return command
 
     def on_retry(self, request_id: bytes, number: int, conversation_id: str, until: float) -> None:

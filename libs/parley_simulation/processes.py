@@ -15,7 +15,7 @@ import structlog
 from chassis.embedded import EmbeddedEngines, open_embedded_engines
 from chassis.eventlog import EventLog
 from chassis.registry import Registry
-from chassis.testing.faults import FREEZE, KILL, PAUSE_SECONDS_MAX, RATES, Engine, Faults, Life, Trace, swarm
+from chassis.testing.faults import FREEZE, KILL, RATES, Engine, Faults, Life, Trace, swarm
 from chassis.testing.faulty_log import FaultyLog, LogEngine
 from chassis.testing.faulty_timeline import FaultyTimeline
 from chassis.testing.virtual_loop import PROCESS, START_WALL_MS, VirtualClock, VirtualLoop
@@ -151,17 +151,18 @@ class Simulation:
             if victim.alive and stream.happens(KILL):
                 victim.die("any moment")
 
-    async def freeze_sometimes(self, names: Sequence[str]) -> None:
-        """Let one of the named processes stand still now and then, for up to minutes, until cancelled."""
+    async def freeze_sometimes(self, names: Mapping[str, float]) -> None:
+        """Let one of the named processes stand still now and then, for at most so many seconds, until cancelled."""
         stream, loop = self.faults.stream("freezer"), _virtual_loop()
         while True:
             await asyncio.sleep(stream.rng.uniform(1.0, 30.0))
-            victim = self.living[stream.rng.choice(names)].life
+            name = stream.rng.choice(list(names))
+            victim = self.living[name].life
             if victim.alive and stream.happens(FREEZE):
                 stream.note(f"freezes {victim.name}")
                 loop.freeze(victim.name)
                 try:
-                    await asyncio.sleep(PAUSE_SECONDS_MAX ** stream.rng.random())
+                    await asyncio.sleep(names[name] ** stream.rng.random())
                 finally:
                     loop.thaw(victim.name)
 

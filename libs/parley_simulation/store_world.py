@@ -98,7 +98,7 @@ class StoreWorld:
         jumps = asyncio.create_task(jump_walls(self.simulation))
         workers = [f"store-{n}" for n in range(WORKERS)]
         kills = asyncio.create_task(self.simulation.kill_sometimes(workers))
-        freezes = asyncio.create_task(self.simulation.freeze_sometimes(workers))
+        freezes = asyncio.create_task(self.simulation.freeze_sometimes(dict.fromkeys(workers, PAUSE_SECONDS_MAX)))
         asking = asyncio.gather(*(self._ask(device, number) for number, device in enumerate(devices)))
         await asyncio.wait((asking,), timeout=self._plan.seconds)
         jumps.cancel()

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from chassis.eventlog import LogRecord
 from chassis.inprocess import InProcessServer
 from chassis.registry import Instance
-from chassis.testing.faults import AWAY
+from chassis.testing.faults import AWAY, PAUSE_SECONDS_MAX
 from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch
 from parley.store.v1.rows_pb2 import InboxRow
@@ -53,6 +53,8 @@ from services.store.rows import DEDUPE, INBOX, TABLES
 
 STORES = 2
 GATEWAYS = 2
+# Beyond a router's patience (10 s) devices miss what happened meanwhile until their next Sync: nothing else repairs that yet.
+GATEWAY_FREEZE_SECONDS_MAX = 5.0
 DEVICES_A_USER = (1, 1, 1, 1, 2, 2, 2, 4)
 BOTS = 0.2  # of users have one
 WEEKS_DAYS = (20, 25)  # beyond what the log keeps, and what is remembered of requests; 25: also beyond the rows' own time
@@ -128,8 +130,9 @@ class World:
         jumps = asyncio.create_task(jump_walls(simulation))
         kills = asyncio.create_task(simulation.kill_sometimes(self._victims))
         away = asyncio.create_task(self._send_away())
-        phones = [one.device.device_id for one in self._clients]
-        freezes = asyncio.create_task(simulation.freeze_sometimes([*self._victims, *phones]))
+        patience = dict.fromkeys([*self._victims, *(one.device.device_id for one in self._clients)], PAUSE_SECONDS_MAX)
+        patience |= dict.fromkeys(self._public, GATEWAY_FREEZE_SECONDS_MAX)
+        freezes = asyncio.create_task(simulation.freeze_sometimes(patience))
         await asyncio.sleep(self._seconds)
         jumps.cancel()
         kills.cancel()
