@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from parley_checker.history import Answered, Asked, Device, Entry, Fact, History, Mark, ReadBack, Settled, Shown, View
+from parley_checker.history import Answered, Asked, Device, Entry, Fact, History, Mark, ReadBack, Scrolled, Settled, Shown, View
 
 VERSION: Final = 1
 _BODY_BYTES: Final = 12  # two bodies of one run that agree in 96 bits are the same
@@ -49,6 +49,8 @@ def fact_line(device: Device, fact: Fact) -> str:
         case View(conversation_id, held_seq, head_seq, read_seq, unread_count):
             told = {"conversation": conversation_id, "held": held_seq, "head": head_seq, "read": read_seq, "unread": unread_count}
             return _line({"device": [*device], "view": told})
+        case Scrolled(conversation_id):
+            return _line({"device": [*device], "scrolled": {"conversation": conversation_id}})
         case Settled(first_held):
             return _line({"device": [*device], "settled": dict(first_held)})
 
@@ -65,6 +67,8 @@ def lines_of(history: History) -> Iterator[str]:
         for facts in (own.asked, own.answered, own.shown, own.marks, own.reads, own.views):
             for fact in facts:
                 yield fact_line(device, fact)
+        for conversation_id in sorted(own.scrolled):
+            yield fact_line(device, Scrolled(conversation_id))
         if own.settled:
             yield fact_line(device, Settled(own.first_held))
     for source, reading in history.readings.items():
@@ -157,6 +161,8 @@ def _fact(told: Mapping[str, Any]) -> Fact | None:
             return ReadBack(it["conversation"], int(it["least"]), int(it["head"]))
         case {"view": it}:
             return View(it["conversation"], int(it["held"]), int(it["head"]), int(it["read"]), int(it["unread"]))
+        case {"scrolled": it}:
+            return Scrolled(it["conversation"])
         case {"settled": it}:
             return Settled(dict(it))
         case {"unknown": _}:

@@ -94,13 +94,19 @@ class View(NamedTuple):
     unread_count: int
 
 
+class Scrolled(NamedTuple):
+    """Older events of a conversation were fetched: they are held from now on and were no news to the app."""
+
+    conversation_id: str
+
+
 class Settled(NamedTuple):
     """The device was online and quiet at the end. `first_held`: per conversation the oldest seq that it fetched; absent: 1."""
 
     first_held: Mapping[str, int]
 
 
-Fact = Asked | Answered | Shown | Mark | ReadBack | View | Settled
+Fact = Asked | Answered | Shown | Mark | ReadBack | View | Scrolled | Settled
 
 
 @dataclass
@@ -113,6 +119,7 @@ class DeviceHistory:
     marks: list[Mark] = field(default_factory=list)
     reads: list[ReadBack] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
+    scrolled: set[str] = field(default_factory=set)
     settled: bool = False  # it was online and quiet at the end, so all that it may see must have been shown
     first_held: Mapping[str, int] = field(default_factory=dict)  # per conversation: the oldest seq it fetched; absent: 1
 
@@ -134,6 +141,8 @@ class DeviceHistory:
                 self.reads.append(fact)
             case View():
                 self.views.append(fact)
+            case Scrolled():
+                self.scrolled.add(fact.conversation_id)
             case Settled():
                 self.settled, self.first_held = True, fact.first_held
 

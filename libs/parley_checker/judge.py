@@ -267,6 +267,8 @@ def _judge_device(
     if not own.settled:
         return
     first_held = own.first_held.get(conversation_id, 1)
+    if conversation_id in own.scrolled:  # what was scrolled to is held, and was no news
+        first_held = min((entry.seq for _, entry in facts.shown.get(device, ())), default=max(stored, default=0) + 1)
     due = [seq for seq in visible if seq >= first_held and seq in stored]
     verdict.judged[Guarantee.COMPLETE] += len(due)
     missing = sorted(seq for seq in due if seq not in held)

@@ -58,8 +58,8 @@ class Device:
             if ticket is not None:
                 ticket.settle(outcome)
         if self.recorder is not None:
-            for event in change.prepended:
-                self.recorder.scrolled(event.conversation_id)
+            for conversation_id in dict.fromkeys(event.conversation_id for event in change.prepended):
+                self.recorder.scrolled(conversation_id)
             for notice in step.notices:
                 self.recorder.told(notice)
         if self.board.has_readers:

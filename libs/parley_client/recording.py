@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from parley.api.v1.commands_pb2 import Command
 from parley.api.v1.events_pb2 import Event
 from parley_checker.files import entry_line, fact_line, header, unknown_line
-from parley_checker.history import Answered, Device, Entry, Fact, Mark, Settled, Shown, View, asked_of, entry_of
+from parley_checker.history import Answered, Device, Entry, Fact, Mark, Scrolled, Settled, Shown, View, asked_of, entry_of
 from parley_client.errors import ClientError, RejectedError
 from parley_client.notices import Notice, ReceiptMoved
 from parley_client.tickets import Accepted
@@ -43,8 +43,6 @@ class Recorder:
         self._note = note
         self._note_unknown = note_unknown
         self._conversations: dict[bytes, str] = {}  # of what was asked in this run
-        self._scrolled: set[str] = set()
-        self._first_shown: dict[str, int] = {}
 
     def asked(self, command: Command) -> None:
         """Note a command that is about to be kept."""
@@ -68,7 +66,6 @@ class Recorder:
 
     def shown(self, event: Event) -> None:
         """Note an event that the app gets now."""
-        self._first_shown.setdefault(event.conversation_id, event.seq)
         self._note(Shown(self._run, entry_of(event)))
 
     def told(self, notice: Notice) -> None:
@@ -78,7 +75,7 @@ class Recorder:
 
     def scrolled(self, conversation_id: str) -> None:
         """Note that older events are fetched, which are held from now on and never shown as news."""
-        self._scrolled.add(conversation_id)
+        self._note(Scrolled(conversation_id))
 
     def settle(self, conversations: Iterable["Conversation"]) -> None:
         """Note what the device shows at the end, and that it is complete: nothing is under way, all that happened was shown."""
@@ -86,8 +83,7 @@ class Recorder:
         for view in conversations:
             name = view.conversation_id
             self._note(View(name, view.held_seq, view.head_seq, view.read_seq, view.unread_count))
-            # What was scrolled to is held, and was no news.
-            first_held[name] = self._first_shown.get(name, view.head_seq + 1) if name in self._scrolled else view.first_held_seq
+            first_held[name] = view.first_held_seq
         self._note(Settled(first_held))
 
 

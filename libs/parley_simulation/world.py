@@ -307,6 +307,11 @@ class World:
             yield checked
 
 
+def partitions_of(seed: int) -> int:
+    """Return how many partitions the log of a seed's run has."""
+    return Random(f"{seed}/partitions").randint(1, 2)
+
+
 def run_world(
     seed: int,
     *,
@@ -321,7 +326,7 @@ def run_world(
     found = report or Report()
 
     async def main(rng: Random) -> Report:
-        count = rng.randint(1, 2)  # partitions
+        count = partitions_of(seed)
         topics = {COMMANDS: count, EVENTS: count, OFFLINE: count, DEAD_LETTERS: count}
         chances = plan.rates if rates is None else rates
         async with open_simulation(

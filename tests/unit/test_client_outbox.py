@@ -189,6 +189,35 @@ def test_an_old_command_that_catching_up_showed_is_not_resent():
     assert take(box) == []
 
 
+def test_old_commands_are_looked_for_from_the_oldest_of_each_conversation_on():
+    times = {"a1": LOOK_AFTER_MS, "a2": 5, "a3": 9, "b1": LOOK_AFTER_MS}
+    box = OutboxState([command(name, name[0], created_ms) for name, created_ms in times.items()])
+    box.start_stream(LOOK_AFTER_MS + 10)
+    assert box.looked_for() == {"a": 5}
+    box.settle(b"a2")
+    assert box.looked_for() == {"a": 9}
+    box.on_caught_up()
+    assert box.looked_for() == {}
+
+
+def test_an_old_command_that_a_later_one_overtook_was_refused_and_is_not_resent():
+    box = OutboxState([command(name, name[0], created_ms=0) for name in ("a1", "a2", "b1", "a3")])
+    box.start_stream(LOOK_AFTER_MS + 1)
+    box.settle(b"a2", stored=True)
+    assert [refused.request_id for refused in box.on_caught_up()] == [b"a1"]
+    assert take(box) == [(1, "b1"), (2, "a3")]
+
+
+def test_a_young_command_that_was_overtaken_is_asked_again():
+    """The server knows what it decided, and says it."""
+    box = outbox(command("a1"), command("a2"))
+    take(box)
+    box.settle(b"a2", stored=True)
+    box.start_stream(1)
+    assert box.on_caught_up() == []
+    assert take(box) == [(1, "a1")]
+
+
 class Gateway:
     """The other side's rules, by the book: takes a command, refuses it, or refuses it because an earlier one waits."""
 

@@ -11,7 +11,20 @@ from parley.api.v1.commands_pb2 import Command, Leave, SendMessage
 from parley.api.v1.events_pb2 import Event, GroupCreated, MemberLeft
 from parley_checker.files import FormatError, hashed, lines_of, read_lines
 from parley_checker.guarantees import TITLES
-from parley_checker.history import Answered, Asked, Device, Entry, History, Mark, ReadBack, Shown, View, asked_of, entry_of
+from parley_checker.history import (
+    Answered,
+    Asked,
+    Device,
+    Entry,
+    History,
+    Mark,
+    ReadBack,
+    Scrolled,
+    Shown,
+    View,
+    asked_of,
+    entry_of,
+)
 from parley_checker.judge import judge
 from parley_checker.verdict import MAX_STORIES, Fault, Verdict
 from parley_protocol.ids import direct_conversation_id
@@ -273,6 +286,20 @@ def test_a_new_device_owes_only_what_it_fetched():
     assert judge(history).kept
     newcomer.first_held = {DIRECT: 4, GROUP: 6}
     assert judge(history).faults == {Fault.LOST: 1}
+
+
+def test_what_a_device_scrolled_to_was_no_news():
+    history = clean_history()
+    newcomer = history.device("bob", "b2")
+    newcomer.settled = True
+    newcomer.first_held = {DIRECT: 1, GROUP: 7}
+    newcomer.shown = [Shown(1, entry) for entry in history.readings["api"][DIRECT][4:]]
+    assert judge(history).faults == {Fault.LOST: 4}
+    newcomer.take(Scrolled(DIRECT))
+    assert judge(history).kept
+    recorded = History()
+    read_lines(lines_of(history), recorded)
+    assert judge(recorded).kept
 
 
 def test_a_command_without_an_outcome_is_counted_and_no_violation():

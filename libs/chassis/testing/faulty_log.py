@@ -49,8 +49,12 @@ class LogEngine(Engine):
         left = 0.0 if stream.healed else self._away_until.get(where, 0.0) - now
         if left <= 0.0 and stream.happens(PARTITION_AWAY, step):
             left = PARTITION_AWAY_SECONDS_MAX ** stream.rng.random()
-            self._away_until[where] = now + left
+            self.take_away(topic, partition, left)
         return max(left, 0.0)
+
+    def take_away(self, topic: str, partition: int, seconds: float) -> None:
+        """Let nothing be appended to a partition or polled from it for so long, at most until faults are healed."""
+        self._away_until[topic, partition] = asyncio.get_running_loop().time() + seconds
 
 
 class FaultyLog:

@@ -1,0 +1,37 @@
+"""Devices that were switched off with commands pending, and come back when log and answers have expired."""
+
+import pytest
+
+from chassis.testing.faults import AWAY, RATES
+from parley_client.outbox_state import OutboxState
+from parley_simulation.processes import BrokenError
+from parley_simulation.world import run_world
+
+EVERYBODY_AWAY = {**RATES, AWAY: 1.0}
+SEEDS = range(10)
+SEEDS_MAX = 40  # as for the other mutations
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whoever_was_away_for_weeks_keeps_the_contract(seed):
+    assert run_world(seed, rates=EVERYBODY_AWAY).verdict.kept
+
+
+def look_only_at_what_is_held(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(OutboxState, "looked_for", lambda self: {})
+
+
+def resend_without_a_look(patch: pytest.MonkeyPatch) -> None:
+    original = OutboxState.start_stream
+    patch.setattr(OutboxState, "start_stream", lambda self, wall_ms: original(self, 0))
+
+
+@pytest.mark.parametrize("break_it", [look_only_at_what_is_held, resend_without_a_look])
+def test_a_broken_rule_about_old_commands_is_found(break_it, monkeypatch):
+    break_it(monkeypatch)
+    for seed in range(SEEDS_MAX):
+        try:
+            run_world(seed, rates=EVERYBODY_AWAY)
+        except BrokenError:
+            return
+    pytest.fail(f"survived {SEEDS_MAX} seeds")
