@@ -13,7 +13,7 @@ export UV_CACHE_DIR := $(CURDIR)/build/uv
 PROTOS := $(shell find protos -name '*.proto')
 ARGS ?=
 
-.PHONY: help run test explore lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
+.PHONY: help run compiled test explore lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,11 +28,18 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-cache-dir --no-index --no-deps --no-build-isolation --editable .
 	@touch $@
 
-run: $(READY) ## set up if needed and start Parley on this machine (ARGS="--listen 127.0.0.1:7700 --data DIR")
+compiled: $(READY) ## compile the modules that every message goes through (needs a C compiler; Parley runs without, too)
+	@$(BIN)/python services/compile.py
+
+# Made once by itself; later edits make `parley up` say that it runs on the sources until `make compiled`.
+build/compiled/manifest.json: | $(READY)
+	@$(BIN)/python services/compile.py
+
+run: $(READY) | build/compiled/manifest.json ## set up if needed and start Parley on this machine (ARGS="--listen 127.0.0.1:7700 --data DIR")
 	@# In a terminal Ctrl-C belongs to the server alone (a job of its own), so that make ends as the server does: with 0.
 	@if [ -t 0 ]; then set -m; $(BIN)/parley up $(ARGS); exit $$?; fi; exec $(BIN)/parley up $(ARGS)
 
-test: $(READY) ## run all tests (one tier: .venv/bin/pytest tests/unit)
+test: $(READY) compiled ## run all tests (one tier: .venv/bin/pytest tests/unit)
 	@# Sets iterate alike in every run, so that a simulation's seed means the same everywhere.
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest --durations=15 $(ARGS)
 
@@ -70,7 +77,7 @@ lock: $(READY) ## solve pyproject.toml into requirements.lock (ARGS=--upgrade: n
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --quiet --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --output-file requirements.lock $(ARGS)
 
-bench: $(READY) ## measure 1-1 messages on this machine (docs/performance.md)
+bench: $(READY) compiled ## measure 1-1 messages on this machine (docs/performance.md)
 	$(BIN)/parley bench messages --pairs 100 --window 8 --seconds 20 $(ARGS)
 
 engines: $(READY) ## start Kafka, Cassandra for ScyllaDB, and Consul on this machine (stop: .venv/bin/parley engines down)

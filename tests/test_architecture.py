@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from services.compile import MODULES
+
 ROOT = Path(__file__).parent.parent
 NOT_OURS = {".git", ".venv", "build", "data", "__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 GENERATED = ROOT / "libs" / "parley"
@@ -165,6 +167,13 @@ def test_a_pure_core_reaches_for_nothing(pattern):
         randomness = {name for name in modules | names if within(name, {"random"})} - {"random", "random.Random"}
         reached = {name for name in modules if within(name, IMPURE_MODULES)} | (modules | names) & IMPURE_NAMES
         assert not randomness | reached, named(path)
+
+
+def test_only_pure_modules_are_compiled():
+    """Those are the ones that behave alike: a compiled coroutine is cancelled differently."""
+    pure = {path for pattern in PURE for path in ROOT.glob(pattern)}
+    compiled = {ROOT.joinpath(folder, *name.split(".")).with_suffix(".py") for folder, names in MODULES.items() for name in names}
+    assert compiled <= pure
 
 
 def test_files_stay_readable_in_one_sitting():

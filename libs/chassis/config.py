@@ -11,7 +11,7 @@ TSettings = TypeVar("TSettings", bound=BaseSettings)
 
 
 # What client commands read: in a shell that has them set, a server starts all the same.
-CLIENT_VARIABLES: Final = frozenset({"PARLEY_DATA_DIR", "PARLEY_SERVER", "PARLEY_TOKEN"})
+CLIENT_VARIABLES: Final = frozenset({"PARLEY_COMPILED", "PARLEY_DATA_DIR", "PARLEY_SERVER", "PARLEY_TOKEN"})
 
 
 class ConfigError(Exception):
