@@ -43,21 +43,21 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._writing_since: float | None = None
         self._verdict: Verdict | None = None
-        self._hello: asyncio.Task[None] | None = None
+        self._opening: asyncio.Timeout | None = None
         self.heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
         self.last_heard = self.last_sent = clock.monotonic()
 
     async def open(self, device_id: str, client_name: str, timeout_seconds: float) -> Welcome:
         """Say Hello and wait for Welcome; from then on silence ends the stream."""
         self._watch(self._clock.monotonic() + timeout_seconds, self._end_unwelcomed)
-        # In a task of its own: a call that is cancelled in the moment of its beginning never wakes whoever writes to it.
-        self._hello = asyncio.create_task(self.write(hello_frame(device_id, client_name)), name="parley.hello")
         try:
-            await self._hello
-        except asyncio.CancelledError:
-            if cancelled_from_outside():
-                raise
+            # A call that is cancelled in the moment of its beginning never wakes who writes to it: `cancel` ends this, too.
+            async with asyncio.timeout(None) as self._opening:
+                await self.write(hello_frame(device_id, client_name))
+        except TimeoutError:
             raise StreamEndedError(self._verdict or after_loss("the call was cancelled")) from None
+        finally:
+            self._opening = None
         frame = await self.read()
         if frame.HasField("frame_error"):
             raise StreamEndedError(after_error(CallError(*read_status(frame.frame_error.status))))
@@ -123,8 +123,9 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._hello is not None:
-            self._hello.cancel()
+        if self._opening is not None:
+            self._opening.reschedule(0.0)
+            self._opening = None
         self._call.cancel()
 
     def _watch(self, when: float, check: Callable[[], None]) -> None:
