@@ -63,6 +63,11 @@ class MemoryRegistry:
         session.ended.set()
         self._changed()
 
+    def expire_all(self) -> None:
+        """Lose all data, as a registry does that comes back without its disk."""
+        for session_id in list(self._sessions):
+            self.expire(session_id)
+
     def acquire(self, session: MemorySession, keys: Sequence[str]) -> Mapping[str, Epoch]:
         """Lock for a session what is free, and return all of the keys that it holds."""
         held: dict[str, Epoch] = {}

@@ -50,12 +50,19 @@ class CatchUp:
         )
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._new_device = not device.state.synced
+        self._syncing: asyncio.Task[None] | None = None
         self._synced = False
         self._looked = False  # whether what is pending for long was looked for
         self._announced = False
         self._stopped = False
 
-    async def run(self) -> None:
+    def again(self) -> None:
+        """Sync, at first and whenever the server says that something is missing, unless that is under way."""
+        if self._syncing is None or self._syncing.done():
+            self._synced = False
+            self._syncing = self._tasks.create_task(self._run(), name="parley.catch_up")
+
+    async def _run(self) -> None:
         """Sync, then fill gaps; later ones are filled as live events show them."""
         try:
             await self._sync()
@@ -70,6 +77,8 @@ class CatchUp:
         """Cancel what runs; the task group awaits it."""
         self._stopped = True
         self._device.on_behind = None
+        if self._syncing is not None:
+            self._syncing.cancel()
         for task in self._fetching.values():
             task.cancel()
 

@@ -34,6 +34,12 @@ def batch_frame(first_number: int, commands: Sequence[bytes], acks: Sequence[tup
     return frames.field(_BATCH_TAG, b"".join(fields))
 
 
+def digest_frame(whole: int) -> bytes:
+    """Return a frame that says what is held."""
+    digest = messaging_service_pb2.Digest(value=whole)
+    return frames.field(_BATCH_TAG, frames.field(frames.DIGEST_TAG, digest.SerializeToString()))
+
+
 def skips_frame(skips: Iterable[tuple[int, str]]) -> bytes:
     """Return a frame that gives up refused commands (number, conversation): a frame of its own comes before the next one."""
     encoded = (messaging_service_pb2.Skip(number=number, conversation_id=conversation) for number, conversation in skips)

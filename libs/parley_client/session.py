@@ -12,11 +12,12 @@ from parley_client.calls import Calls
 from parley_client.catch_up import CatchUp
 from parley_client.connection import Connection, StreamEndedError
 from parley_client.device import Device
-from parley_client.device_frames import batch_frame, skips_frame
+from parley_client.device_frames import batch_frame, digest_frame, skips_frame
 from parley_client.errors import CallError, ClientError, read_status
 from parley_client.notices import FrameRefused
 from parley_client.outbox_state import Run
 from parley_client.reconnect import Verdict, after_error, after_loss
+from parley_protocol.digests import whole_digest
 
 HEARTBEAT_SHARE: Final = 0.7  # of the interval: early enough that a slow line does not make us late
 DEFAULT_COMMANDS_PER_FRAME: Final = 64  # where Welcome says nothing
@@ -46,20 +47,21 @@ class Session:
         self._last_heartbeat = clock.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._finishing = False
+        self._digest_asked = False
+        self._catch_up: CatchUp
 
     async def run(self) -> Verdict:
         """Work until the stream ends; return how to go on."""
         async with asyncio.TaskGroup() as tasks:
-            catch_up = CatchUp(
+            self._catch_up = catch_up = CatchUp(
                 self._device, self._calls, tasks=tasks, fail=self._fail, limits=self._limits, clock=self._clock, rng=self._rng
             )
             writing = tasks.create_task(self._write(), name="parley.write")
-            catching_up = tasks.create_task(catch_up.run(), name="parley.catch_up")
+            catch_up.again()
             try:
                 return await self._read()
             finally:
                 catch_up.stop()
-                catching_up.cancel()
                 writing.cancel()
                 if self._timer is not None:
                     self._timer.cancel()
@@ -79,8 +81,18 @@ class Session:
                 return end.verdict
             if frame.HasField("batch"):
                 self._device.keep(state.on_batch(frame.batch, self._connection.last_heard))
+                if frame.batch.HasField("digest_check"):
+                    self._on_digest_check(frame.batch.digest_check.differs)
             elif frame.HasField("frame_error"):
                 self._on_frame_error(frame)
+
+    def _on_digest_check(self, differs: bool) -> None:
+        """Say what is held; what is known to be incomplete says nothing. Or hear that something is missing unnoticed."""
+        if differs:
+            self._catch_up.again()
+        elif self._device.caught_up.is_set() and not self._device.state.timelines.behind:
+            self._digest_asked = True
+            self._device.writer_wake.set()
 
     def _on_frame_error(self, frame: ConnectResponse) -> None:
         error = CallError(*read_status(frame.frame_error.status))
@@ -116,6 +128,9 @@ class Session:
                 break
             await connection.write(batch_frame(run.first_number, [command.encoded for command in run.commands], acks))
             now = self._clock.monotonic()
+        if self._digest_asked:
+            self._digest_asked = False
+            await connection.write(digest_frame(whole_digest(state.digests())))
         if now >= self._heartbeat_due():
             self._last_heartbeat = now
             await connection.write(batch_frame(0, (), ()))

@@ -158,15 +158,17 @@ class Timelines:
         if user == self.me:
             return self.raise_own(conversation, receipt.delivered_seq, receipt.read_seq, change)
         state = self._state(conversation)
+        known = self.watermarks.get((conversation, user), Watermarks(0, 0))
+        is_news = receipt.delivered_seq > known.delivered_seq or receipt.read_seq > known.read_seq
+        raised = Watermarks(max(receipt.delivered_seq, known.delivered_seq), max(receipt.read_seq, known.read_seq))
         if state.kind != events_pb2.CONVERSATION_KIND_GROUP and state.peer_user_id == user:
-            if not state.raise_peer(receipt.delivered_seq, receipt.read_seq):
+            # `known` is what came before it was clear that this is a 1-1.
+            if not state.raise_peer(raised.delivered_seq, raised.read_seq):
                 return False
             change.conversations[conversation] = state
-            return True
-        known = self.watermarks.get((conversation, user), Watermarks(0, 0))
-        if receipt.delivered_seq <= known.delivered_seq and receipt.read_seq <= known.read_seq:
+            return is_news
+        if not is_news:
             return False
-        raised = Watermarks(max(receipt.delivered_seq, known.delivered_seq), max(receipt.read_seq, known.read_seq))
         self.watermarks[conversation, user] = change.watermarks[conversation, user] = raised
         return True
 

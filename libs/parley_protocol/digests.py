@@ -40,6 +40,14 @@ def digest_of(held: Held) -> int:
     return int.from_bytes(hashlib.sha256(held.conversation_id.encode() + numbers).digest()[:8], "big")
 
 
+def whole_digest(digests: Iterable[int]) -> int:
+    """Return all buckets in one number, to compare two views by."""
+    whole = 0
+    for digest in digests:
+        whole ^= digest
+    return whole
+
+
 def digests_of(conversations: Iterable[Held]) -> list[int]:
     """Return the 64 digests of a set of conversations."""
     buckets = [0] * BUCKET_COUNT

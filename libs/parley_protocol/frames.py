@@ -16,6 +16,8 @@ EVENT_TAG = _prefix(2)
 RECEIPT_TAG = _prefix(3)
 INBOX_CHANGE_TAG = _prefix(4)
 HEARTBEAT_FIELD = _prefix(7) + b"\x00"
+DIGEST_CHECK_TAG = _prefix(8)
+DIGEST_TAG = _prefix(8)  # in DeviceBatch
 _BATCH_TAG = _prefix(2)  # ConnectResponse.batch
 
 

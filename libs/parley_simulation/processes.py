@@ -17,6 +17,7 @@ from chassis.eventlog import EventLog
 from chassis.registry import Registry
 from chassis.testing.faults import FREEZE, KILL, RATES, Engine, Faults, Life, Trace, swarm
 from chassis.testing.faulty_log import FaultyLog, LogEngine
+from chassis.testing.faulty_registry import FaultyRegistry, RegistryEngine
 from chassis.testing.faulty_timeline import FaultyTimeline
 from chassis.testing.virtual_loop import PROCESS, START_WALL_MS, VirtualClock, VirtualLoop
 from chassis.timeline import Cell, Point, Row, Timeline
@@ -52,6 +53,7 @@ class Incarnation:
     life: Life
     log: EventLog
     timeline: Timeline
+    registry: Registry
     rng: Random
 
 
@@ -102,7 +104,7 @@ class Simulation:
         self.living: dict[str, Incarnation] = {}  # by the process's name
         self.log: EventLog
         self._engines: EmbeddedEngines
-        self.registry: Registry
+        self.registry: RegistryEngine
         self.timeline: NotingTimeline
 
     def incarnate(self, name: str, *, immortal: bool = False) -> Incarnation:
@@ -114,6 +116,7 @@ class Simulation:
             life,
             FaultyLog(self.log, self.topics, stream, life),
             FaultyTimeline(self.timeline, self.tables, stream, life),
+            FaultyRegistry(self.registry, stream, life),
             Random(f"{self.seed}/{name}/own"),
         )
 
@@ -165,6 +168,13 @@ class Simulation:
                     await asyncio.sleep(names[name] ** stream.rng.random())
                 finally:
                     loop.thaw(victim.name)
+
+    async def lose_registry_sometimes(self) -> None:
+        """Let the registry lose all its data every now and then, until cancelled."""
+        stream = self.faults.stream("registry")
+        while True:
+            await asyncio.sleep(stream.rng.uniform(10.0, 60.0))
+            self.registry.lose_data(stream)
 
     async def run(self, *services: Coroutine[Any, Any, None], until: Awaitable[T]) -> T:
         """Run services (`keep_running`) until the awaitable ends. Raises BrokenError if a service ends or logs an exception."""
@@ -232,7 +242,7 @@ async def open_simulation(
         ) as engines:
             simulation._engines = engines
             simulation.log = engines.log
-            simulation.registry = engines.registry
+            simulation.registry = RegistryEngine("registry", engines.registry)
             simulation.timeline = NotingTimeline(engines.timeline)
             try:
                 yield simulation

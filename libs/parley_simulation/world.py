@@ -73,6 +73,7 @@ GATEWAY_SETTINGS = GatewaySettings.model_validate(
         "slot_count": SLOTS,
         "slots_per_second": 2,
         "offline_grace_seconds": 1.0,
+        "digest_check_seconds": 15.0,
     }
 )
 
@@ -133,10 +134,12 @@ class World:
         patience = dict.fromkeys([*self._victims, *(one.device.device_id for one in self._clients)], PAUSE_SECONDS_MAX)
         patience |= dict.fromkeys(self._public, GATEWAY_FREEZE_SECONDS_MAX)
         freezes = asyncio.create_task(simulation.freeze_sometimes(patience))
+        losses = asyncio.create_task(simulation.lose_registry_sometimes())
         await asyncio.sleep(self._seconds)
         jumps.cancel()
         kills.cancel()
         freezes.cancel()
+        losses.cancel()
         if not away.done():
             away.cancel()
         simulation.faults.heal()
@@ -263,7 +266,7 @@ class World:
             open_router(
                 RouterSettings(slot_count=SLOTS),
                 log=process.log,
-                registry=simulation.registry,
+                registry=process.registry,
                 store_channel=store_channel,
                 open_gateway_channel=open_gateway_channel,
                 clock=simulation.clock,
@@ -296,7 +299,7 @@ class World:
             gateway.register_internal(internal)
             at = self._internal[process.name] = Endpoint()
             with at.serving(internal), self._public[public_address].serving(public):
-                async with gateway.own_slots(simulation.registry, address=process.name, public_address=public_address):
+                async with gateway.own_slots(process.registry, address=process.name, public_address=public_address):
                     await gateway.wait_failed()
 
     @asynccontextmanager

@@ -22,6 +22,7 @@ from parley.gateway.v1.gateway_service_pb2_grpc import add_GatewayServiceService
 from parley_protocol.slots import GATEWAYS
 from parley_protocol.topics import COMMANDS
 from services.gateway.acks import AckMerger
+from services.gateway.checks import DigestChecks
 from services.gateway.config import GatewaySettings
 from services.gateway.connect import DeviceStreams
 from services.gateway.deliver import GatewayRpc
@@ -192,16 +193,19 @@ async def open_gateway(
     async with open_tasks("gateway") as tasks, open_tasks("gateway.streams") as stream_tasks:
         writer = await start_log_writer(log, COMMANDS, tasks, clock=clock, rng=rng, metrics=counted)
         acks = AckMerger(writer, counted)
-        inbound = Inbound(writer, acks, rates, counted, settings.commands_per_frame)
+        checks = DigestChecks(settings, slots, store_channel, clock, counted, rng)
+        tasks.spawn(checks.run(), name="checks")
+        inbound = Inbound(writer, acks, rates, checks, counted, settings.commands_per_frame)
         device_streams = DeviceStreams(
             settings, instance_id, verifier=verifier, streams=streams, directory=directory, slots=slots, inbound=inbound,
+            checks=checks,
             tasks=stream_tasks, clock=clock, metrics=counted, rng=rng,
         )  # fmt: skip
         calls = Calls(
             settings, instance_id, verifier=verifier, streams=streams, directory=directory, slots=slots, writer=writer, rates=rates,
             store_channel=store_channel, router_channel=router_channel, clock=clock, metrics=counted, rng=rng,
         )  # fmt: skip
-        tasks.spawn(_sweep(settings, streams, writer, verifier, clock), name="sweep")
+        tasks.spawn(_sweep(settings, streams, writer, verifier, checks, clock), name="sweep")
         backoff = Backoff(_FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, rng)
         grace = Grace(slots, directory, log, settings.offline_grace_seconds, clock, backoff)
         tasks.spawn(grace.run(), name="grace")
@@ -230,13 +234,15 @@ async def open_gateway(
             acks.close()
 
 
-async def _sweep(settings: GatewaySettings, streams: Streams, writer: LogWriter, verifier: TokenVerifier, clock: Clock) -> None:
+async def _sweep(
+    settings: GatewaySettings, streams: Streams, writer: LogWriter, verifier: TokenVerifier, checks: DigestChecks, clock: Clock
+) -> None:
     interval = min(settings.heartbeat_seconds, settings.hello_seconds, settings.write_seconds) / _SWEEPS_PER_LIMIT
     while True:
         await asyncio.sleep(interval)
         verifier.refresh()
         writer.close_stalled(clock.monotonic())
-        await streams.sweep(clock.monotonic(), clock.wall_ms())
+        await streams.sweep(clock.monotonic(), clock.wall_ms(), checks.ask)
 
 
 def open_verifier(settings: GatewaySettings, data_dir: Path | None, clock: Clock) -> TokenVerifier:

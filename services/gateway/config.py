@@ -60,6 +60,9 @@ class GatewaySettings(BaseSettings):
     offline_grace_seconds: float = Field(
         10.0, ge=0, description="Time that devices of a new slot have to come, before push is asked."
     )
+    digest_check_seconds: float = Field(
+        900.0, gt=0, description="How often a device is asked whether it holds what it should, a quarter more or less."
+    )
     handover_seconds: float = Field(20.0, ge=0, description="Time that a gateway which stops has to hand its slots to others.")
 
     outbox_fields: int = Field(4096, ge=1, description="Events and the like that may wait for one device.")

@@ -23,6 +23,7 @@ from parley.api.v1.messaging_service_pb2 import ConnectResponse, FrameError, GoA
 from parley.gateway.v1.frames_pb2 import RawConnectRequest
 from parley_protocol.ids import is_app_id
 from parley_protocol.limits import PAGE_CONVERSATIONS, PAGE_EVENTS, RULES, RULES_VERSION
+from services.gateway.checks import DigestChecks
 from services.gateway.config import GatewaySettings
 from services.gateway.directory import Directory
 from services.gateway.goodbyes import go_away
@@ -53,6 +54,7 @@ class DeviceStreams:
         directory: Directory,
         slots: Slots,
         inbound: Inbound,
+        checks: DigestChecks,
         tasks: Tasks,
         clock: Clock,
         metrics: Metrics,
@@ -65,6 +67,7 @@ class DeviceStreams:
         self._directory = directory
         self._slots = slots
         self._inbound = inbound
+        self._checks = checks
         self._tasks = tasks
         self._monotonic = clock.monotonic
         self._clock = clock
@@ -222,6 +225,7 @@ class DeviceStreams:
         if self._directory.count_of(session.user_id) > self._settings.max_streams_per_user:
             session.say_goodbye(GoAwayReason.GO_AWAY_REASON_OVERLOADED, "the user has too many devices here")
             return
+        self._checks.begin(session, self._monotonic())
         server_time = Timestamp()
         server_time.FromMilliseconds(self._clock.wall_ms())
         welcome = Welcome(session_id=session.session_id, server_time=server_time, user_id=session.user_id, device_id=device_id)

@@ -21,6 +21,7 @@ from parley_protocol.frames import HEARTBEAT_FIELD, OUTCOME_TAG, field
 from parley_protocol.ids import group_conversation_id, is_conversation_id
 from parley_protocol.limits import RULES, RULES_VERSION
 from services.gateway.acks import AckMerger
+from services.gateway.checks import DigestChecks
 from services.gateway.commands import check_command, check_request_id
 from services.gateway.log_writer import Lane, LogWriter
 from services.gateway.metrics import Metrics
@@ -49,10 +50,19 @@ NO_PRESSURE: Final = Pressure()
 class Inbound:
     """Takes the batches of all devices."""
 
-    def __init__(self, writer: LogWriter, acks: AckMerger, rates: DeviceRates, metrics: Metrics, commands_per_frame: int) -> None:
+    def __init__(
+        self,
+        writer: LogWriter,
+        acks: AckMerger,
+        rates: DeviceRates,
+        checks: DigestChecks,
+        metrics: Metrics,
+        commands_per_frame: int,
+    ) -> None:
         self._lane_of = writer.lane_of
         self._acks = acks
         self._rates = rates
+        self._checks = checks
         self._metrics = metrics
         self._commands_per_frame = commands_per_frame
 
@@ -79,6 +89,8 @@ class Inbound:
         if not commands:
             if batch.HasField("heartbeat") and not pause:
                 session.put(HEARTBEAT_FIELD)
+            elif batch.HasField("digest") and not pause:
+                self._checks.on_digest(session, batch.digest.value)
             return Pressure(min(pause, _MAX_PAUSE_SECONDS)) if pause else NO_PRESSURE
         wait, lane = self._take_commands(session, commands, batch.first_command_number, now)
         pause = min(max(pause, wait), _MAX_PAUSE_SECONDS)

@@ -83,6 +83,9 @@ class Metrics:
         self.refused_slots = Counter(
             "parley_gateway_refused_slots", "Slots in deliveries that were not here, or under another epoch.", registry=registry
         )
+        self.digests_differed = Counter(
+            "parley_gateway_digests_differed", "Devices told to Sync: something was missing.", registry=registry
+        )
         self.waiting_submits = Gauge(
             "parley_gateway_waiting_submits", "Submit calls that wait for their outcome.", registry=registry
         )

@@ -35,8 +35,10 @@ class Session:
         "bad_frames",
         "bucket",
         "chatter",
+        "check_at",
         "closed",
         "device_id",
+        "differed",
         "ended",
         "expires_ms",
         "failure",
@@ -57,6 +59,8 @@ class Session:
         self.expires_ms = claims.expires_ms
         self.heard_at = now  # monotonic; infinite while the gateway itself does not read
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.check_at = math.inf  # monotonic; when to ask what the device holds
+        self.differed = False  # what it held last time was not what it should
         self.stuck = False  # closed because a write did not end
         self.device_id = ""  # empty: no Hello yet
         self.session_id = ""

@@ -62,8 +62,8 @@ class Streams:
 
         return gone
 
-    async def sweep(self, now: float, wall_ms: int) -> None:
-        """Look once at every stream: one timer for all is cheaper than one each."""
+    async def sweep(self, now: float, wall_ms: int, ask: Callable[[Session, float], None]) -> None:
+        """Look once at every stream: one timer for all is cheaper than one each. `ask` those whose digest is due."""
         settings = self._settings
         waiting_bytes = 0
         for index, session in enumerate(list(self._sessions), 1):
@@ -78,6 +78,8 @@ class Streams:
                 session.say_goodbye(GoAwayReason.GO_AWAY_REASON_IDLE, "nothing was heard for too long")
             elif session.expires_ms <= wall_ms:
                 session.say_goodbye(GoAwayReason.GO_AWAY_REASON_EXPIRED, "the token's time is over")
+            elif session.check_at <= now:
+                ask(session, now)
             if index % _SLICE == 0:
                 await asyncio.sleep(0)
         self._metrics.outbox_bytes.set(waiting_bytes)

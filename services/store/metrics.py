@@ -37,10 +37,11 @@ class StoreMetrics:
             ["partition"],
             registry=registry,
         )
-        self.sync, self.list_events, self.get_conversation, self.list_members, self.list_recipients = tallies.histograms(
+        reads = tallies.histograms(
             "parley_store_read_seconds",
             "Time of reads, by RPC.",
             "rpc",
-            ("Sync", "ListEvents", "GetConversation", "ListMembers", "ListRecipients"),
+            ("Sync", "ListEvents", "GetConversation", "ListMembers", "ListRecipients", "GetDigests"),
             _SECONDS,
         )
+        self.sync, self.list_events, self.get_conversation, self.list_members, self.list_recipients, self.get_digests = reads

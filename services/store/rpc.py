@@ -45,6 +45,11 @@ class StoreRpc(StoreServiceServicer):
         answer = self._reader.list_members(request.user_id, request.request)
         return pb.ListMembersResponse(response=await self._timed(self._metrics.list_members, answer))
 
+    async def GetDigests(self, request: pb.GetDigestsRequest, context: Context) -> pb.GetDigestsResponse:
+        return pb.GetDigestsResponse(
+            digests=await self._timed(self._metrics.get_digests, self._syncer.whole_digests(request.user_ids))
+        )
+
     async def ListRecipients(self, request: pb.ListRecipientsRequest, context: Context) -> pb.ListRecipientsResponse:
         return await self._timed(self._metrics.list_recipients, self._reader.list_recipients(request.conversation_id))
 

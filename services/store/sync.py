@@ -1,13 +1,13 @@
 """Sync: what changed for a user while a device was away, by digests. No clock takes part, so none can be wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from chassis.errors import InvalidArgument
-from chassis.timeline import Timeline
+from chassis.timeline import Cell, Timeline
 from parley.api.v1.messaging_service_pb2 import SyncRequest, SyncResponse
 from parley.store.v1.rows_pb2 import InboxRow
-from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digests_of
+from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digests_of, whole_digest
 from parley_protocol.limits import PAGE_BYTES, PAGE_CONVERSATIONS
 from services.store import rows
 from services.store.page_tokens import decode_page_token, encode_page_token
@@ -16,6 +16,7 @@ from services.store.state import ConversationState
 
 PAGE_DEFAULT = 50
 LAST_EVENTS_MAX = 50
+DIGESTS_MAX = 100
 
 
 class _Entry(NamedTuple):
@@ -72,9 +73,22 @@ class Syncer:
             response.next_page_token = encode_page_token(question, f"{number} {conversation_id}")
         return response
 
+    async def whole_digests(self, users: Sequence[str]) -> list[int]:
+        """Return for each user all that his devices should hold, in one number."""
+        if len(users) > DIGESTS_MAX:
+            raise InvalidArgument("FIELD_INVALID", f"at most {DIGESTS_MAX} user_ids at once")
+        cells = await self._timeline.read_partitions(rows.INBOX, sorted({*users}))
+        whole = {}
+        for user, found in cells.items():
+            entries = await self._entries_of(user, found)
+            whole[user] = whole_digest(digests_of(entry.held for entry in entries))
+        return [whole.get(user, 0) for user in users]
+
     async def _entries(self, user: str) -> list[_Entry]:
         """Return the user's list as the digests see it."""
-        cells = (await self._timeline.read_partitions(rows.INBOX, [user])).get(user, ())
+        return await self._entries_of(user, (await self._timeline.read_partitions(rows.INBOX, [user])).get(user, ()))
+
+    async def _entries_of(self, user: str, cells: Iterable[Cell]) -> list[_Entry]:
         inbox = {cell.key.decode(): InboxRow.FromString(cell.value) for cell in cells}
         large = await self._reader.states((name, (user,)) for name, row in inbox.items() if row.large and not row.left)
         entries = []

@@ -7,6 +7,7 @@ from scripted_gateway import DEVICE, DIRECT, ME, PEER, Gateway, accepted, messag
 
 from chassis.errors import InvalidArgument, NotFound, Unavailable
 from parley.api.v1 import events_pb2 as events
+from parley.api.v1 import messaging_service_pb2 as api
 from parley_client import (
     CallError,
     CaughtUp,
@@ -18,7 +19,7 @@ from parley_client import (
     UnknownConversationError,
 )
 from parley_client.outbox_state import LOOK_AFTER_MS
-from parley_protocol.digests import BUCKET_COUNT, Held, digests_of
+from parley_protocol.digests import BUCKET_COUNT, Held, digest_of, digests_of
 from parley_protocol.ids import direct_conversation_id
 
 
@@ -332,3 +333,35 @@ async def test_caught_up_is_told_on_each_connection_after_the_gaps_are_filled(ga
                 changed += isinstance(notice, ConversationChanged)
             assert changed
             assert client.conversation(DIRECT).held_seq == 18
+
+
+@virtual
+async def test_a_device_says_what_it_holds_when_it_is_asked_and_syncs_when_that_is_wrong(gateway: Gateway):
+    async with gateway.client() as client:
+        stream = await gateway.stream()
+        await client.caught_up()
+        await stream.send(events=[message(1)])
+        assert await seqs(client, 1) == [1]
+        await stream.acks()
+        await stream.send(digest_check=api.DigestCheck())
+        batch = await stream.receive()
+        assert batch is not None
+        held = Held(DIRECT, 1, 1, 0, 0, 0, 0)
+        assert batch.digest.value == digest_of(held)
+        gateway.timeline = [message(seq) for seq in range(1, 4)]
+        gateway.rows = [gateway.row()]
+        await stream.send(digest_check=api.DigestCheck(differs=True))
+        await until(lambda: len(gateway.syncs) == 2)
+        assert [*gateway.syncs[1].digests] == digests_of([held])
+        assert await seqs(client, 2) == [2, 3]
+        assert gateway.streams.empty(), "the stream goes on"
+
+
+@virtual
+async def test_a_device_that_knows_itself_behind_says_nothing_of_what_it_holds(gateway: Gateway):
+    gateway.failures = [Unavailable("UNAVAILABLE", "later", retry_delay_seconds=3)] * 2
+    async with gateway.client() as client:
+        stream = await gateway.stream()
+        await stream.send(digest_check=api.DigestCheck())
+        await client.caught_up()
+        assert all(not frame.batch.HasField("digest") for frame in stream.frames)

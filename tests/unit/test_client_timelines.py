@@ -260,6 +260,17 @@ def test_receipts_only_raise():
     assert (state.peer_delivered_seq, state.peer_read_seq) == (2, 1)
 
 
+def test_a_receipt_that_came_before_its_conversation_counts_once_that_is_known():
+    """An older one that comes again afterwards is no news."""
+    device = Device()
+    early = e.Receipt(conversation_id=DIRECT, user_id=PEER, delivered_seq=2, read_seq=1)
+    assert device.timelines.take_receipt(early, Change())
+    device.live(message(1), message(2, ME))
+    assert not device.timelines.take_receipt(e.Receipt(conversation_id=DIRECT, user_id=PEER, delivered_seq=1), Change())
+    state = device.timelines.conversations[DIRECT]
+    assert (state.peer_delivered_seq, state.peer_read_seq) == (2, 1)
+
+
 def test_a_row_tells_whether_our_watermarks_exceed_the_servers():
     device = Device()
     device.live(message(1), message(2))

@@ -41,7 +41,7 @@ class Stream:
         self.lane = OpenLane()
         metrics = Metrics(CollectorRegistry())
         acks = AckMerger(self.lane, metrics)  # type: ignore[arg-type]
-        self._inbound = Inbound(self.lane, acks, DeviceRates(1.0, burst), metrics, 100)  # type: ignore[arg-type]
+        self._inbound = Inbound(self.lane, acks, DeviceRates(1.0, burst), None, metrics, 100)  # type: ignore[arg-type]
         self.session = Session(Claims("alice", "phone", 0), 0.0, 10_000, 10_000_000)
         self.session.device_id = "phone"
         self.session.origin = origin_fields(user_id="alice", device_id="phone", gateway_id="g", session_id="s", member_cap=9)

@@ -11,7 +11,7 @@ from chassis.errors import InvalidArgument
 from chassis.timeline import Timeline
 from parley.api.v1.commands_pb2 import CreateGroup, SendMessage
 from parley.api.v1.messaging_service_pb2 import SyncRequest
-from parley_protocol.digests import BUCKET_COUNT, Held, digests_of
+from parley_protocol.digests import BUCKET_COUNT, Held, digests_of, whole_digest
 from parley_protocol.ids import direct_conversation_id
 from services.store import rows
 from services.store.reads import Reader
@@ -85,6 +85,30 @@ async def test_what_differs_is_told_whatever_happens_between_two_pages():
             more, token = await world.page(digests, token)
             seen += more
         assert sorted(seen) == sorted(ALL)
+
+
+async def test_whole_digests_are_those_of_sync_in_one_number():
+    """A device that holds what its user should hold has the same; who has nothing has 0."""
+    async with open_world() as world:
+        rows_of_alice = (await world.syncer.sync("alice", SyncRequest(page_size=100))).conversations
+        held = [
+            Held(
+                row.conversation_id,
+                row.head_seq,
+                row.delivered_seq,
+                row.read_seq,
+                row.peer_delivered_seq,
+                row.peer_read_seq,
+                row.version,
+            )
+            for row in rows_of_alice
+        ]
+        alice, nobody, again, peer = await world.syncer.whole_digests(["alice", "nobody", "alice", PEERS[0]])
+        assert alice == again == whole_digest(digests_of(held)) != 0
+        assert nobody == 0
+        assert peer not in (0, alice)
+        with pytest.raises(InvalidArgument):
+            await world.syncer.whole_digests(["alice"] * 101)
 
 
 async def test_page_tokens_of_both_orders_are_kept_apart():

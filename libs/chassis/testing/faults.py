@@ -39,6 +39,10 @@ CUT: Final = "connection cut"
 REPLACED: Final = "session replaced"  # another stream of the same device comes, and the first is sent away for good
 AWAY: Final = "away for weeks"  # a device comes back when log and answers have expired
 HALF_OPEN: Final = "link half-open"  # nothing more arrives in one direction of a call, and nobody is told
+REGISTRY_FAILS: Final = "registry's answer lost"  # it did what it was asked
+REGISTRY_SILENT: Final = "registry silent"  # to one process, for a while
+SESSION_LOST: Final = "session lost"  # of one who lives
+DATA_LOST: Final = "registry lost its data"
 
 # Chances a draw. High enough that a run of some hundred operations meets most kinds, low enough that it gets anywhere.
 RATES: Final[Mapping[str, float]] = {
@@ -67,6 +71,10 @@ RATES: Final[Mapping[str, float]] = {
     AWAY: 0.1,  # of devices
     CUT: 0.003,  # a message
     HALF_OPEN: 0.001,  # a message
+    REGISTRY_FAILS: 0.05,
+    REGISTRY_SILENT: 0.02,
+    SESSION_LOST: 0.02,  # of the looks that are taken at each session every 5 s
+    DATA_LOST: 0.3,  # of the occasions that a workload gives
 }
 
 _SWARM: Final = (0.0, 0.5, 1.0, 1.0, 3.0)

@@ -332,6 +332,7 @@ class DeviceBatch(_message.Message):
     SKIPS_FIELD_NUMBER: _builtins.int
     ACKS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     first_command_number: _builtins.int
     """The number of commands[0]; the next ones follow on. Counted by the client, from 1, on each stream."""
     @_builtins.property
@@ -344,6 +345,10 @@ class DeviceBatch(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """Set where there is nothing else to say; the server answers with one."""
 
+    @_builtins.property
+    def digest(self) -> Global___Digest:
+        """Answers DigestCheck, in a frame without commands, by a device that misses nothing that it knows of."""
+
     def __init__(
         self,
         *,
@@ -352,14 +357,61 @@ class DeviceBatch(_message.Message):
         skips: _abc.Iterable[Global___Skip] | None = ...,
         acks: _abc.Iterable[_events_pb2.Ack] | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        digest: Global___Digest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "heartbeat", b"heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "commands", b"commands", "first_command_number", b"first_command_number", "heartbeat", b"heartbeat", "skips", b"skips"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "commands", b"commands", "digest", b"digest", "first_command_number", b"first_command_number", "heartbeat", b"heartbeat", "skips", b"skips"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceBatch: _TypeAlias = DeviceBatch  # noqa: Y015
+
+@_typing.final
+class Digest(_message.Message):
+    """All that a device holds, in one number."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    value: _builtins.int
+    """XOR of the 64 digests that SyncRequest would carry."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Digest: _TypeAlias = Digest  # noqa: Y015
+
+@_typing.final
+class DigestCheck(_message.Message):
+    """Asks a device whether it holds what it should, or tells it that it does not. Set by the server, now
+    and then.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIFFERS_FIELD_NUMBER: _builtins.int
+    differs: _builtins.bool
+    """False: answer with a Digest. True: two digests in a row differed from the server's: call Sync."""
+    def __init__(
+        self,
+        *,
+        differs: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differs", b"differs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestCheck: _TypeAlias = DigestCheck  # noqa: Y015
 
 @_typing.final
 class Skip(_message.Message):
@@ -417,6 +469,7 @@ class ServerBatch(_message.Message):
     RECEIPTS_FIELD_NUMBER: _builtins.int
     INBOX_CHANGES_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    DIGEST_CHECK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_commands_pb2.Outcome]: ...
     @_builtins.property
@@ -427,6 +480,8 @@ class ServerBatch(_message.Message):
     def inbox_changes(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.InboxChange]: ...
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat: ...
+    @_builtins.property
+    def digest_check(self) -> Global___DigestCheck: ...
     def __init__(
         self,
         *,
@@ -435,10 +490,11 @@ class ServerBatch(_message.Message):
         receipts: _abc.Iterable[_events_pb2.Receipt] | None = ...,
         inbox_changes: _abc.Iterable[_events_pb2.InboxChange] | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        digest_check: Global___DigestCheck | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest_check", b"digest_check", "heartbeat", b"heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "heartbeat", b"heartbeat", "inbox_changes", b"inbox_changes", "outcomes", b"outcomes", "receipts", b"receipts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest_check", b"digest_check", "events", b"events", "heartbeat", b"heartbeat", "inbox_changes", b"inbox_changes", "outcomes", b"outcomes", "receipts", b"receipts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

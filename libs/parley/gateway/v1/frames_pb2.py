@@ -27,7 +27,7 @@ from parley.api.v1 import messaging_service_pb2 as parley_dot_api_dot_v1_dot_mes
 from parley.log.v1 import records_pb2 as parley_dot_log_dot_v1_dot_records__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eparley/gateway/v1/frames.proto\x12\x11parley.gateway.v1\x1a\x1aparley/api/v1/events.proto\x1a%parley/api/v1/messaging_service.proto\x1a\x1bparley/log/v1/records.proto\"w\n\x11RawConnectRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.parley.api.v1.HelloH\x00\x12\x32\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32!.parley.gateway.v1.RawDeviceBatchH\x00\x42\x07\n\x05\x66rame\"\xce\x01\n\x0eRawDeviceBatch\x12\x1c\n\x14\x66irst_command_number\x18\x01 \x01(\x03\x12+\n\x08\x63ommands\x18\x02 \x03(\x0b\x32\x19.parley.log.v1.RawCommand\x12\"\n\x05skips\x18\x03 \x03(\x0b\x32\x13.parley.api.v1.Skip\x12 \n\x04\x61\x63ks\x18\x04 \x03(\x0b\x32\x12.parley.api.v1.Ack\x12+\n\theartbeat\x18\x07 \x01(\x0b\x32\x18.parley.api.v1.Heartbeat\"Q\n\x10RawSubmitRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12*\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x19.parley.log.v1.RawCommandb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eparley/gateway/v1/frames.proto\x12\x11parley.gateway.v1\x1a\x1aparley/api/v1/events.proto\x1a%parley/api/v1/messaging_service.proto\x1a\x1bparley/log/v1/records.proto\"w\n\x11RawConnectRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.parley.api.v1.HelloH\x00\x12\x32\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32!.parley.gateway.v1.RawDeviceBatchH\x00\x42\x07\n\x05\x66rame\"\xf5\x01\n\x0eRawDeviceBatch\x12\x1c\n\x14\x66irst_command_number\x18\x01 \x01(\x03\x12+\n\x08\x63ommands\x18\x02 \x03(\x0b\x32\x19.parley.log.v1.RawCommand\x12\"\n\x05skips\x18\x03 \x03(\x0b\x32\x13.parley.api.v1.Skip\x12 \n\x04\x61\x63ks\x18\x04 \x03(\x0b\x32\x12.parley.api.v1.Ack\x12+\n\theartbeat\x18\x07 \x01(\x0b\x32\x18.parley.api.v1.Heartbeat\x12%\n\x06\x64igest\x18\x08 \x01(\x0b\x32\x15.parley.api.v1.Digest\"Q\n\x10RawSubmitRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12*\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x19.parley.log.v1.RawCommandb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RAWCONNECTREQUEST']._serialized_start=149
   _globals['_RAWCONNECTREQUEST']._serialized_end=268
   _globals['_RAWDEVICEBATCH']._serialized_start=271
-  _globals['_RAWDEVICEBATCH']._serialized_end=477
-  _globals['_RAWSUBMITREQUEST']._serialized_start=479
-  _globals['_RAWSUBMITREQUEST']._serialized_end=560
+  _globals['_RAWDEVICEBATCH']._serialized_end=516
+  _globals['_RAWSUBMITREQUEST']._serialized_start=518
+  _globals['_RAWSUBMITREQUEST']._serialized_end=599
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,7 @@ class RawDeviceBatch(_message.Message):
     SKIPS_FIELD_NUMBER: _builtins.int
     ACKS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     first_command_number: _builtins.int
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.RawCommand]: ...
@@ -73,6 +74,8 @@ class RawDeviceBatch(_message.Message):
     def acks(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Ack]: ...
     @_builtins.property
     def heartbeat(self) -> _messaging_service_pb2.Heartbeat: ...
+    @_builtins.property
+    def digest(self) -> _messaging_service_pb2.Digest: ...
     def __init__(
         self,
         *,
@@ -81,10 +84,11 @@ class RawDeviceBatch(_message.Message):
         skips: _abc.Iterable[_messaging_service_pb2.Skip] | None = ...,
         acks: _abc.Iterable[_events_pb2.Ack] | None = ...,
         heartbeat: _messaging_service_pb2.Heartbeat | None = ...,
+        digest: _messaging_service_pb2.Digest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "heartbeat", b"heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "commands", b"commands", "first_command_number", b"first_command_number", "heartbeat", b"heartbeat", "skips", b"skips"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "commands", b"commands", "digest", b"digest", "first_command_number", b"first_command_number", "heartbeat", b"heartbeat", "skips", b"skips"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

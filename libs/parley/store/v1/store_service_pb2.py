@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from parley.api.v1 import messaging_service_pb2 as parley_dot_api_dot_v1_dot_messaging__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#parley/store/v1/store_service.proto\x12\x0fparley.store.v1\x1a%parley/api/v1/messaging_service.proto\"K\n\x0bSyncRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.parley.api.v1.SyncRequest\"=\n\x0cSyncResponse\x12-\n\x08response\x18\x01 \x01(\x0b\x32\x1b.parley.api.v1.SyncResponse\"W\n\x11ListEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x31\n\x07request\x18\x02 \x01(\x0b\x32 .parley.api.v1.ListEventsRequest\"&\n\x12ListEventsResponse\x12\x10\n\x08response\x18\x01 \x01(\x0c\"a\n\x16GetConversationRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32%.parley.api.v1.GetConversationRequest\"S\n\x17GetConversationResponse\x12\x38\n\x08response\x18\x01 \x01(\x0b\x32&.parley.api.v1.GetConversationResponse\"Y\n\x12ListMembersRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.parley.api.v1.ListMembersRequest\"K\n\x13ListMembersResponse\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32\".parley.api.v1.ListMembersResponse\"0\n\x15ListRecipientsRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"Z\n\x16ListRecipientsResponse\x12\x10\n\x08head_seq\x18\x01 \x01(\x03\x12.\n\nrecipients\x18\x02 \x03(\x0b\x32\x1a.parley.store.v1.Recipient\"+\n\tRecipient\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05stays\x18\x02 \x03(\x03\x32\xcd\x03\n\x0cStoreService\x12\x43\n\x04Sync\x12\x1c.parley.store.v1.SyncRequest\x1a\x1d.parley.store.v1.SyncResponse\x12U\n\nListEvents\x12\".parley.store.v1.ListEventsRequest\x1a#.parley.store.v1.ListEventsResponse\x12\x64\n\x0fGetConversation\x12\'.parley.store.v1.GetConversationRequest\x1a(.parley.store.v1.GetConversationResponse\x12X\n\x0bListMembers\x12#.parley.store.v1.ListMembersRequest\x1a$.parley.store.v1.ListMembersResponse\x12\x61\n\x0eListRecipients\x12&.parley.store.v1.ListRecipientsRequest\x1a\'.parley.store.v1.ListRecipientsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#parley/store/v1/store_service.proto\x12\x0fparley.store.v1\x1a%parley/api/v1/messaging_service.proto\"K\n\x0bSyncRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.parley.api.v1.SyncRequest\"=\n\x0cSyncResponse\x12-\n\x08response\x18\x01 \x01(\x0b\x32\x1b.parley.api.v1.SyncResponse\"W\n\x11ListEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x31\n\x07request\x18\x02 \x01(\x0b\x32 .parley.api.v1.ListEventsRequest\"&\n\x12ListEventsResponse\x12\x10\n\x08response\x18\x01 \x01(\x0c\"a\n\x16GetConversationRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x36\n\x07request\x18\x02 \x01(\x0b\x32%.parley.api.v1.GetConversationRequest\"S\n\x17GetConversationResponse\x12\x38\n\x08response\x18\x01 \x01(\x0b\x32&.parley.api.v1.GetConversationResponse\"Y\n\x12ListMembersRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x32\n\x07request\x18\x02 \x01(\x0b\x32!.parley.api.v1.ListMembersRequest\"K\n\x13ListMembersResponse\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32\".parley.api.v1.ListMembersResponse\"%\n\x11GetDigestsRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"%\n\x12GetDigestsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x06\"0\n\x15ListRecipientsRequest\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\"Z\n\x16ListRecipientsResponse\x12\x10\n\x08head_seq\x18\x01 \x01(\x03\x12.\n\nrecipients\x18\x02 \x03(\x0b\x32\x1a.parley.store.v1.Recipient\"+\n\tRecipient\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05stays\x18\x02 \x03(\x03\x32\xa4\x04\n\x0cStoreService\x12\x43\n\x04Sync\x12\x1c.parley.store.v1.SyncRequest\x1a\x1d.parley.store.v1.SyncResponse\x12U\n\nListEvents\x12\".parley.store.v1.ListEventsRequest\x1a#.parley.store.v1.ListEventsResponse\x12\x64\n\x0fGetConversation\x12\'.parley.store.v1.GetConversationRequest\x1a(.parley.store.v1.GetConversationResponse\x12X\n\x0bListMembers\x12#.parley.store.v1.ListMembersRequest\x1a$.parley.store.v1.ListMembersResponse\x12U\n\nGetDigests\x12\".parley.store.v1.GetDigestsRequest\x1a#.parley.store.v1.GetDigestsResponse\x12\x61\n\x0eListRecipients\x12&.parley.store.v1.ListRecipientsRequest\x1a\'.parley.store.v1.ListRecipientsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,12 +48,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMEMBERSREQUEST']._serialized_end=637
   _globals['_LISTMEMBERSRESPONSE']._serialized_start=639
   _globals['_LISTMEMBERSRESPONSE']._serialized_end=714
-  _globals['_LISTRECIPIENTSREQUEST']._serialized_start=716
-  _globals['_LISTRECIPIENTSREQUEST']._serialized_end=764
-  _globals['_LISTRECIPIENTSRESPONSE']._serialized_start=766
-  _globals['_LISTRECIPIENTSRESPONSE']._serialized_end=856
-  _globals['_RECIPIENT']._serialized_start=858
-  _globals['_RECIPIENT']._serialized_end=901
-  _globals['_STORESERVICE']._serialized_start=904
-  _globals['_STORESERVICE']._serialized_end=1365
+  _globals['_GETDIGESTSREQUEST']._serialized_start=716
+  _globals['_GETDIGESTSREQUEST']._serialized_end=753
+  _globals['_GETDIGESTSRESPONSE']._serialized_start=755
+  _globals['_GETDIGESTSRESPONSE']._serialized_end=792
+  _globals['_LISTRECIPIENTSREQUEST']._serialized_start=794
+  _globals['_LISTRECIPIENTSREQUEST']._serialized_end=842
+  _globals['_LISTRECIPIENTSRESPONSE']._serialized_start=844
+  _globals['_LISTRECIPIENTSRESPONSE']._serialized_end=934
+  _globals['_RECIPIENT']._serialized_start=936
+  _globals['_RECIPIENT']._serialized_end=979
+  _globals['_STORESERVICE']._serialized_start=982
+  _globals['_STORESERVICE']._serialized_end=1530
 # @@protoc_insertion_point(module_scope)

@@ -56,6 +56,11 @@ class StoreServiceStub:
                 request_serializer=parley_dot_store_dot_v1_dot_store__service__pb2.ListMembersRequest.SerializeToString,
                 response_deserializer=parley_dot_store_dot_v1_dot_store__service__pb2.ListMembersResponse.FromString,
                 _registered_method=True)
+        self.GetDigests = channel.unary_unary(
+                '/parley.store.v1.StoreService/GetDigests',
+                request_serializer=parley_dot_store_dot_v1_dot_store__service__pb2.GetDigestsRequest.SerializeToString,
+                response_deserializer=parley_dot_store_dot_v1_dot_store__service__pb2.GetDigestsResponse.FromString,
+                _registered_method=True)
         self.ListRecipients = channel.unary_unary(
                 '/parley.store.v1.StoreService/ListRecipients',
                 request_serializer=parley_dot_store_dot_v1_dot_store__service__pb2.ListRecipientsRequest.SerializeToString,
@@ -96,6 +101,13 @@ class StoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDigests(self, request, context):
+        """For gateways: all that users' devices should hold, each in one number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRecipients(self, request, context):
         """For routers: everybody who is or was a member.
         """
@@ -125,6 +137,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.ListMembers,
                     request_deserializer=parley_dot_store_dot_v1_dot_store__service__pb2.ListMembersRequest.FromString,
                     response_serializer=parley_dot_store_dot_v1_dot_store__service__pb2.ListMembersResponse.SerializeToString,
+            ),
+            'GetDigests': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDigests,
+                    request_deserializer=parley_dot_store_dot_v1_dot_store__service__pb2.GetDigestsRequest.FromString,
+                    response_serializer=parley_dot_store_dot_v1_dot_store__service__pb2.GetDigestsResponse.SerializeToString,
             ),
             'ListRecipients': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRecipients,
@@ -242,6 +259,33 @@ class StoreService:
             '/parley.store.v1.StoreService/ListMembers',
             parley_dot_store_dot_v1_dot_store__service__pb2.ListMembersRequest.SerializeToString,
             parley_dot_store_dot_v1_dot_store__service__pb2.ListMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDigests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/parley.store.v1.StoreService/GetDigests',
+            parley_dot_store_dot_v1_dot_store__service__pb2.GetDigestsRequest.SerializeToString,
+            parley_dot_store_dot_v1_dot_store__service__pb2.GetDigestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

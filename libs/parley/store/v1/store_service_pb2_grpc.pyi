@@ -26,6 +26,8 @@ class StoreServiceStub:
     """One conversation as the user sees it."""
     ListMembers: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListMembersRequest, _store_service_pb2.ListMembersResponse]
     """The members of a conversation, for one who may see them."""
+    GetDigests: _aio.UnaryUnaryMultiCallable[_store_service_pb2.GetDigestsRequest, _store_service_pb2.GetDigestsResponse]
+    """For gateways: all that users' devices should hold, each in one number."""
     ListRecipients: _aio.UnaryUnaryMultiCallable[_store_service_pb2.ListRecipientsRequest, _store_service_pb2.ListRecipientsResponse]
     """For routers: everybody who is or was a member."""
 
@@ -65,6 +67,14 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_store_service_pb2.ListMembersRequest, _abc.Awaitable[_store_service_pb2.ListMembersResponse]],
     ) -> _abc.Awaitable[_store_service_pb2.ListMembersResponse]:
         """The members of a conversation, for one who may see them."""
+
+    @_abc_1.abstractmethod
+    def GetDigests(
+        self,
+        request: _store_service_pb2.GetDigestsRequest,
+        context: _aio.ServicerContext[_store_service_pb2.GetDigestsRequest, _abc.Awaitable[_store_service_pb2.GetDigestsResponse]],
+    ) -> _abc.Awaitable[_store_service_pb2.GetDigestsResponse]:
+        """For gateways: all that users' devices should hold, each in one number."""
 
     @_abc_1.abstractmethod
     def ListRecipients(
