@@ -27,9 +27,27 @@ class CertificateFilesError(Exception):
     """The files are there already, are not there, or can't be read or written."""
 
 
+def _files(name: str) -> tuple[str, str]:
+    return f"{name}.pem", f"{name}-key.pem"
+
+
+def has_authority(folder: Path) -> bool:
+    """Tell whether the authority's certificate and key are there."""
+    return all((folder / name).exists() for name in _files(_AUTHORITY))
+
+
+def missing_roles(folder: Path) -> tuple[str, ...]:
+    """Return the roles of which nothing is there. Raises CertificateFilesError: half of a pair."""
+    for role in ROLES:
+        there = [name for name in _files(role) if (folder / name).exists()]
+        if len(there) == 1:
+            raise CertificateFilesError(f"{folder / there[0]} is there without its other half: remove it, or bring that back")
+    return tuple(role for role in ROLES if not (folder / _files(role)[0]).exists())
+
+
 def make_authority(folder: Path) -> None:
     """Make ca.pem and ca-key.pem. Raises CertificateFilesError: something that would be made is there already."""
-    names = [name for role in (_AUTHORITY, *ROLES) for name in (f"{role}.pem", f"{role}-key.pem")]
+    names = [name for role in (_AUTHORITY, *ROLES) for name in _files(role)]
     there = [str(folder / name) for name in names if (folder / name).exists()]
     if there:
         raise CertificateFilesError(f"{', '.join(there)}: there already. Renew certificates with --renew, or name another folder")

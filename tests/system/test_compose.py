@@ -8,12 +8,16 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 import yaml
 from compose_file import FILE, ROOT, compose_file, environment_of, parley_services
 from engine_fixtures import EnginesOfTheRun
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from parley_process import Parley, run
 
+from chassis.channels import open_channel
 from parley_cli.__main__ import COMMANDS
 from parley_cli.connection import local_token
 from parley_client import MemoryStore, open_client
@@ -91,6 +95,7 @@ def test_every_service_starts_natively_with_its_command_and_settings(engines: En
         "CQL_HOSTS": engines.address("scylladb"),
         "CONSUL_ADDRESS": engines.address("consul"),
         "KEYS": str(keys),
+        "CERTS": str(tmp_path / "certs"),
     }
     names = list(parley_services(compose_file({})))
     ports = free_ports(HOST, [f"{name}/{what}" for name in names for what in ("public", "internal", "metrics")], random.Random())
@@ -110,8 +115,9 @@ def test_every_service_starts_natively_with_its_command_and_settings(engines: En
     for job in [*parley_services(content, "topics").values(), *parley_services(content, "schema").values()]:
         code, _, error = run(*job["command"], home=tmp_path, env=environment_of(job))
         assert code == 0, error
-    (job,) = parley_services(content, "key").values()
-    assert run(*job["command"], home=tmp_path)[0] == 0
+    for verb in ("key", "certs"):
+        (job,) = parley_services(content, verb).values()
+        assert run(*job["command"], home=tmp_path)[0] == 0
     with ExitStack() as running:
         started = {
             name: running.enter_context(Parley(*service["command"], home=tmp_path, env=environment_of(service)))
@@ -120,6 +126,16 @@ def test_every_service_starts_natively_with_its_command_and_settings(engines: En
         for program in started.values():
             program.expect("is ready on", 60)
         asyncio.run(converse([variables[f"GATEWAY_{number}_ADDRESS"] for number in (1, 2)], keys))
+        for role in ("gateway", "store", "router"):
+            asyncio.run(refuse_strangers(f"{HOST}:{ports[f'{role}-1/internal']}"))
+
+
+async def refuse_strangers(address: str) -> None:
+    """Ask an internal port without a certificate."""
+    async with open_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def converse(addresses: list[str], keys: Path) -> None:

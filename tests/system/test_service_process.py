@@ -8,10 +8,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from parley_process import Program
+
+from parley_cli.certificates import make_authority, make_leaves
 
 # A service that stands on an engine which is there once a file is; `drain` is what it does when told to stop.
 SERVICE = """
@@ -143,6 +146,17 @@ def test_an_address_in_use_is_one_clear_line(start: Start, engine: Path) -> None
     second = start(PARLEY_INTERNAL_LISTEN=address)
     assert second.wait(20) == 2
     assert re.fullmatch(rf"Error: can't listen on {re.escape(address)}: .*\.\n", second.stderr.rest())
+
+
+def test_another_role_s_certificate_is_one_clear_line(start: Start, tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    make_leaves(tmp_path, timedelta(days=1))
+    files = {"CA": "ca.pem", "CERTIFICATE": "gateway.pem", "KEY": "gateway-key.pem"}
+    service = start(**{f"PARLEY_INTERNAL_TLS_{what}_FILE": str(tmp_path / name) for what, name in files.items()})
+    assert service.wait(20) == 2
+    assert (
+        service.stderr.rest().splitlines()[-1].startswith(f"Error: {tmp_path}/gateway.pem is a certificate for gateway, and this")
+    )
 
 
 def test_a_service_that_breaks_ends_with_one(start: Start, engine: Path) -> None:

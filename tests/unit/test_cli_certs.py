@@ -68,6 +68,35 @@ def test_renewing_without_an_authority_says_what_is_missing(tmp_path: Path) -> N
     assert contents(tmp_path) == {}
 
 
+def test_what_is_missing_is_made_and_no_more(tmp_path: Path) -> None:
+    assert run(str(tmp_path), "--missing").exit_code == 0
+    before = contents(tmp_path)
+    assert sorted(before) == FILES
+    again = run(str(tmp_path), "--missing")
+    assert (again.exit_code, contents(tmp_path)) == (0, before)
+    assert "already" in again.output
+    for name in ("store.pem", "store-key.pem"):
+        (tmp_path / name).unlink()
+    assert run(str(tmp_path), "--missing").exit_code == 0
+    after = contents(tmp_path)
+    assert {name for name in FILES if after[name] != before[name]} == {"store.pem", "store-key.pem"}
+    Certificates(TlsFiles(tmp_path / "store.pem", tmp_path / "store-key.pem", tmp_path / "ca.pem")).require_role("store")
+
+
+@pytest.mark.parametrize("gone", ["store.pem", "push-key.pem", "ca.pem"])
+def test_half_of_a_pair_is_named_and_nothing_is_made(folder: Path, gone: str) -> None:
+    (folder / gone).unlink()
+    before = contents(folder)
+    result = run(str(folder), "--missing")
+    assert result.exit_code == 2
+    assert str(folder) in result.output
+    assert contents(folder) == before
+
+
+def test_renewing_and_completing_are_two_things(folder: Path) -> None:
+    assert run(str(folder), "--renew", "--missing").exit_code == 2
+
+
 def test_a_folder_that_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = run(str(tmp_path / "file" / "certs"))
