@@ -20,6 +20,7 @@ import pytest
 from parley_engines.errors import EngineError
 from parley_engines.native import ENGINES, NativeEngines, engines_of
 from parley_engines.processes import wait_ended
+from parley_engines.provision import default_cache_dir
 from parley_engines.state import Started
 
 ENVIRON = dict(os.environ)  # before tests get one of their own: the cache folder and the tools are the user's
@@ -39,6 +40,11 @@ class EnginesOfTheRun:
     def folder(self) -> Path:
         """Where `parley engines` and `parley up --distributed` find them."""
         return self._engines.data
+
+    @property
+    def cache_home(self) -> Path:
+        """What XDG_CACHE_HOME has to be for a command to find what this run has provisioned."""
+        return default_cache_dir(ENVIRON).parents[1]
 
     def address(self, name: str) -> str:
         """Return host:port of a running engine."""

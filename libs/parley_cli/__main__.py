@@ -24,6 +24,7 @@ COMMANDS = {  # name: (module of this package, its click command), in the order 
     "bench": ("bench", "bench"),
     "simulate": ("simulate", "simulate"),
     "check": ("check", "check"),
+    "chaos": ("chaos", "chaos"),
     "engines": ("engines", "engines"),
     "topics": ("topics", "topics"),
     "schema": ("schema", "schema"),

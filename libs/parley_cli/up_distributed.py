@@ -16,7 +16,7 @@ from chassis.logs import configure_logging
 from chassis.process_config import InternalSettings, ProcessSettings
 from parley_cli.failures import CommandError, SetupError
 from parley_cli.up import announcement
-from parley_cluster.cluster import ENGINES_FOLDER, open_cluster, prepare, public_key_file, running_engines
+from parley_cluster.cluster import ENGINES_FOLDER, engine_settings, open_cluster, prepare, public_key_file, running_engines
 from parley_cluster.supervisor import ProcessFailedError
 from parley_cluster.topology import Topology
 from parley_engines.errors import EngineError
@@ -52,11 +52,7 @@ def run_distributed(
         if gateway.token_keys_file is None:
             environ["PARLEY_GATEWAY_TOKEN_KEYS_FILE"] = str(public_key_file(data_dir))
         with running_engines(engines_of(engines_dir or data_dir / ENGINES_FOLDER, _tell, leashed=True)) as engines:
-            environ |= {
-                "PARLEY_KAFKA_SERVERS": engines["kafka"].address,
-                "PARLEY_CQL_HOSTS": engines["scylladb"].address,
-                "PARLEY_CONSUL_ADDRESS": engines["consul"].address,
-            }
+            environ |= engine_settings(engines)
             prepare(environ)
             topology = Topology(gateway.listen, gateways, stores, routers, environ)
 

@@ -1,5 +1,6 @@
 """The unary calls of a client: token, timeout and typed errors in one place."""
 
+import asyncio
 from typing import TypeVar
 
 import grpc
@@ -58,3 +59,9 @@ class Calls:
             raise call_error(error) from error
         except TokenUnavailableError as error:
             raise CallError(grpc.StatusCode.UNAVAILABLE, "", f"no token: {error}") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The channel was closed, because the link goes elsewhere: the call was cancelled, not its caller.
+            raise CallError(grpc.StatusCode.UNAVAILABLE, "", "the connection was closed") from error

@@ -105,6 +105,15 @@ def public_key_file(data: Path) -> Path:
     return file
 
 
+def engine_settings(engines: Mapping[str, Started]) -> dict[str, str]:
+    """Return the settings that lead to engines."""
+    return {
+        "PARLEY_KAFKA_SERVERS": engines["kafka"].address,
+        "PARLEY_CQL_HOSTS": engines["scylladb"].address,
+        "PARLEY_CONSUL_ADDRESS": engines["consul"].address,
+    }
+
+
 def prepare(environ: Mapping[str, str]) -> None:
     """Make topics and tables, as one does by hand: `parley topics apply`, `parley schema apply`. Blocks. Raises EngineError."""
     known = tuple(f"PARLEY_{what}_" for what in ("KAFKA", "CQL", "CLUSTER"))

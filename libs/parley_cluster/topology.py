@@ -29,6 +29,8 @@ class Topology:
     stores: int = 2
     routers: int = 2
     environ: Mapping[str, str] = field(default_factory=dict)  # settings and all else that processes see
+    own: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # more settings of single processes, by name
+    modules: Mapping[str, str] = field(default_factory=dict)  # what runs instead of a role's own module, by role
 
     def specs(self, role: str) -> Sequence[Spec]:
         """Return the processes of a role."""
@@ -46,8 +48,8 @@ class Topology:
             own = {name: value for name, value in _NEARBY.items() if name not in self.environ} | own
         else:
             pins[""] = pins.pop("internal")
-        command = (sys.executable, "-m", f"services.{role}")
-        return Spec(name, role, command, {**dict(_settings_for(role, self.environ)), **own}, pins)
+        command = (sys.executable, "-m", self.modules.get(role, f"services.{role}"))
+        return Spec(name, role, command, {**dict(_settings_for(role, self.environ)), **own, **self.own.get(name, {})}, pins)
 
 
 def _settings_for(role: str, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -9,11 +9,11 @@ from parley_process import run
 
 from chassis.tasks import open_tasks
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
+from parley_chaos.recorded_device import RecordedDevice, open_recorded_device
 from parley_checker.history import Device, History, entry_of
 from parley_checker.judge import judge
 from parley_cli.bench_reads import read_timeline
 from parley_cli.connection import local_token
-from parley_cli.recorded_device import RecordedDevice, open_recorded_device
 from parley_cli.server_process import open_server_process
 from parley_cli.table_files import read_timelines
 from parley_client import SqliteStore

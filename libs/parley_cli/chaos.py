@@ -1,0 +1,80 @@
+"""`parley chaos`: a cluster of real processes, broken on purpose, and the judge's word on what became of it."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import click
+
+from chassis.app import allow_open_files
+from parley_chaos.plan import Kind
+from parley_chaos.run import Options, Report, run_chaos
+from parley_cli.connection import examples
+from parley_cli.failures import CommandError
+from parley_cli.server_process import run_until_signal
+from parley_cluster.cluster import engine_settings, prepare, public_key_file, running_engines
+from parley_cluster.supervisor import ProcessFailedError
+from parley_engines.errors import EngineError
+from parley_engines.native import engines_of
+
+# A few devices do what thousands would; and what a gateway waits for, so long does a run.
+_SETTINGS = {"PARLEY_KAFKA_PARTITIONS": "4", "PARLEY_LOG_LEVEL": "info"}
+_BROKEN = {"offset-before-write": {"store": "parley_chaos.broken_store"}}
+
+
+@click.command(
+    short_help="Break a cluster of real processes, and judge it.",
+    epilog=examples("parley chaos --minutes 5 --seed 1 --json", "parley chaos --minutes 1 --seed 7 --only kill --only stop"),
+)
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="How long faults go on.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Which faults: the same seed draws the same.")
+@click.option("--faults", type=click.IntRange(min=0), default=0, help="So many faults instead of a time.")
+@click.option("--only", type=click.Choice([kind.value for kind in Kind]), multiple=True, help="Only these kinds of faults.")
+@click.option("--broken", type=click.Choice(list(_BROKEN)), help="Run a build that is broken on purpose: the judge must find out.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Keep data and logs there.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def chaos(
+    minutes: float, seed: int, faults: int, only: tuple[str, ...], broken: str | None, keep: Path | None, as_json: bool
+) -> None:
+    """Run Kafka, Cassandra, Consul and two of each service, with users who write to each other, and break them one after the other.
+
+    Kills, stops and restarts services and engines, and spoils the links between them; waits after each fault until every device has
+    its answers again; at the end every guarantee is judged from what the devices saw and the tables hold. Only processes of its own
+    and loopback are touched. Exit code 1 if something was broken, or did not go on by itself.
+    """
+    folder = (keep or Path(tempfile.mkdtemp(prefix="parley-chaos-"))).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    allow_open_files()
+    options = Options(seed, minutes * 60, faults, tuple(map(Kind, only)), modules=_BROKEN[broken] if broken is not None else {})
+    engines = engines_of(folder / "engines", _tell, leashed=True)
+    try:
+        with running_engines(engines) as started:
+            environ = dict(os.environ) | _SETTINGS | engine_settings(started)
+            environ["PARLEY_GATEWAY_TOKEN_KEYS_FILE"] = str(public_key_file(folder))
+            prepare(environ)
+            report = run_until_signal(run_chaos(options, folder, environ, engines, started, _tell))
+    except (EngineError, ProcessFailedError) as error:
+        raise CommandError(f"{error}.") from error
+    finally:
+        if keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    _show(report, as_json=as_json)
+    if not report.passed:
+        raise click.exceptions.Exit(1)
+
+
+def _show(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report.as_json()))
+        return
+    for story in (*report.problems, *report.verdict.stories):
+        click.echo(story, err=True)
+    kinds = len({done.kind for done in report.done})
+    click.echo(f"{len(report.done)} faults of {kinds} kinds in {report.seconds:.0f} s on {', '.join(report.engines)}")
+    click.secho(report.verdict.line(), fg="green" if report.passed else "red", bold=True)
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)

@@ -1,0 +1,42 @@
+"""Chaos with real processes, short: the contract is kept over faults of every family, and a broken build is found out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_process import ENGINES
+from engine_fixtures import EnginesOfTheRun
+from parley_process import Parley
+
+pytestmark = pytest.mark.engines(*ENGINES)
+SECONDS = 400
+
+
+def chaos(tmp_path: Path, engines: EnginesOfTheRun, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Run the command on engines of its own, whose files this run has provisioned."""
+    for name in ENGINES:
+        engines.started(name)
+    with Parley("chaos", "--json", *arguments, home=tmp_path, env={"XDG_CACHE_HOME": str(engines.cache_home)}) as program:
+        code = program.wait(SECONDS)
+        assert code in (0, 1), program.stderr.rest()
+        report: dict[str, Any] = json.loads(program.stdout.rest())
+        if code:
+            report["said"] = program.stderr.rest()
+        return code, report
+
+
+def test_a_short_run_keeps_the_contract(tmp_path: Path, engines: EnginesOfTheRun) -> None:
+    kinds = ("kill", "stop", "cut", "blackhole", "drain", "kill_engine")
+    code, report = chaos(tmp_path, engines, "--seed", "5", "--faults", "6", *(word for kind in kinds for word in ("--only", kind)))
+    assert code == 0, report
+    assert (report["faults"], report["kinds"]) == (6, 6)
+    assert (report["lost"], report["duplicated"], report["misordered"], report["unanswered"]) == (0, 0, 0, 0)
+    assert report["acked"] == report["stored"] > 100
+    assert all(done["proof"] for done in report["done"])
+
+
+def test_a_store_that_commits_before_it_writes_is_found_out(tmp_path: Path, engines: EnginesOfTheRun) -> None:
+    code, report = chaos(tmp_path, engines, "--seed", "1", "--faults", "4", "--only", "kill", "--broken", "offset-before-write")
+    assert code == 1
+    assert report["lost"] or report["unanswered"] or report["problems"], report
