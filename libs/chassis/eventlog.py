@@ -3,7 +3,7 @@
 Implementations: `eventlog_sqlite` (embedded) and `eventlog_kafka`. tests/contracts/test_eventlog.py runs against each.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -85,6 +85,11 @@ class EventLog(Protocol):
 
         Raises LogUnavailableError: unknown, any prefix may be there or may still come. A caller that keeps order appends the
         unresolved entries again before later ones, which may duplicate them. Cancelling does not undo. RecordTooLargeError.
+        """
+
+    def records(self, topic: str, partition: int) -> AsyncIterator[LogRecord]:
+        """Read what lies in a partition now, oldest first, as no member of any group: for those who look into a log. Raises
+        LogUnavailableError.
         """
 
     def open_consumer(self, topic: str, group: str) -> AbstractAsyncContextManager[LogConsumer]:

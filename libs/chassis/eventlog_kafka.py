@@ -11,11 +11,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from chassis.backoff import Backoff
-from chassis.eventlog import LogEntry, LogUnavailableError, RecordTooLargeError
+from chassis.eventlog import LogEntry, LogRecord, LogUnavailableError, RecordTooLargeError
 from chassis.eventlog_kafka_connection import KAFKA_ERRORS, REQUEST_SECONDS, KafkaConnection, describe
 from chassis.eventlog_kafka_consumer import HEARTBEAT_SECONDS, KafkaConsumer
 from chassis.eventlog_kafka_metrics import KafkaMetrics
 from chassis.eventlog_kafka_producer import APPEND_SECONDS, Lane, RebuiltProducer, open_producer
+from chassis.eventlog_kafka_read import read_partition
 from chassis.eventlog_kafka_topics import MAX_RECORD_BYTES, check_topics, engine_topic
 from chassis.tasks import Tasks, open_tasks
 
@@ -95,6 +96,12 @@ class KafkaLog:
 
     def _gone(self, size: int) -> None:
         self._waiting_bytes -= size
+
+    async def records(self, topic: str, partition: int) -> AsyncIterator[LogRecord]:
+        self._lanes_of(topic)
+        name = engine_topic(self._prefix, topic, self._epoch)
+        async for record in read_partition(self._connection, name, partition):
+            yield record
 
     @asynccontextmanager
     async def open_consumer(self, topic: str, group: str) -> AsyncIterator[KafkaConsumer]:

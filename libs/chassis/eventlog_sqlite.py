@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from chassis.clock import Clock
-from chassis.eventlog import LogEntry, LogUnavailableError
+from chassis.eventlog import LogEntry, LogRecord, LogUnavailableError
 from chassis.eventlog_sqlite_consumer import SqliteConsumer
 from chassis.eventlog_sqlite_partition import LogPartition
 from chassis.sqlite import SqliteDatabase, StorageError
@@ -26,6 +26,7 @@ from chassis.tasks import open_tasks
 COMMIT_INTERVAL_SECONDS: Final = 0.2  # what a crash delivers again, against one small transaction each time
 RETENTION_DAYS: Final = 7.0  # as Kafka's default: how long a stopped consumer group of a forgotten name may be wondered about
 TRIM_INTERVAL_SECONDS: Final = 3_600.0  # a share of the retention small enough that the file does not swell noticeably
+_READ_RECORDS: Final = 1_000
 _FIRST_EPOCH: Final = 1
 _DAY_MS: Final = 86_400_000
 
@@ -110,6 +111,21 @@ class SqliteLog:
             await log_partition.append(entries, self._clock.wall_ms(), committed)
         except StorageError as error:
             raise LogUnavailableError(f"{topic}/{partition}: {error}") from error
+
+    async def records(self, topic: str, partition: int) -> AsyncIterator[LogRecord]:
+        log_partition = self._partitions_of(topic)[partition]
+        position, end = 0, log_partition.end
+        while position < end:
+            try:
+                records = await log_partition.read(position, _READ_RECORDS)
+            except StorageError as error:
+                raise LogUnavailableError(f"{topic}/{partition}: {error}") from error
+            if not records:
+                return
+            for record in records:
+                if record.offset < end:
+                    yield record
+            position = records[-1].offset + 1
 
     @asynccontextmanager
     async def open_consumer(self, topic: str, group: str) -> AsyncIterator[SqliteConsumer]:

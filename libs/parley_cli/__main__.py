@@ -27,6 +27,7 @@ COMMANDS = {  # name: (module of this package, its click command), in the order 
     "chaos": ("chaos", "chaos"),
     "engines": ("engines", "engines"),
     "topics": ("topics", "topics"),
+    "deadletter": ("deadletter", "deadletter"),
     "schema": ("schema", "schema"),
 }
 

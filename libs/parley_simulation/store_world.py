@@ -156,6 +156,7 @@ class _Unheard:
         self.epoch = log.epoch
         self.partition_count = log.partition_count
         self.open_consumer = log.open_consumer
+        self.records = log.records
         self.ping = log.ping
 
     async def append(self, topic: str, partition: int, entries: Sequence[LogEntry]) -> None:

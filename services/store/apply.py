@@ -8,6 +8,7 @@ states.
 import asyncio
 import random
 from collections.abc import Sequence
+from typing import Final
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -32,6 +33,7 @@ from services.store.seen_keys import key_hash
 from services.store.state import NewerEpochError, Position
 
 GROUP = "store"
+_LETTER_BYTES: Final = 4 * 1024 * 1024  # of a dead letter's record; commands are far below
 _POLLING = -1  # counts failures of polling, beside those of partitions
 
 _log = structlog.get_logger()
@@ -281,6 +283,8 @@ def _refused_for_good(record: CommandRecord, why: str) -> Effect | None:
 
 
 def _dead_letter(position: Position, key: bytes, value: bytes, reason: str) -> LogEntry:
+    if len(value) > _LETTER_BYTES:  # whole it could be too large for the log itself, with what is around it
+        value, reason = value[:_LETTER_BYTES], f"{reason} ({len(value)} bytes, cut here)"
     letter = DeadLetter(
         log_epoch=position.epoch, partition=position.partition, offset=position.offset, key=key, value=value, reason=reason
     )

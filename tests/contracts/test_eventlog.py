@@ -249,6 +249,20 @@ async def test_records_and_groups_survive_a_restart_and_offsets_go_on(log_world:
             assert offsets == sorted(set(offsets))
 
 
+@both_topics
+async def test_whoever_looks_into_a_partition_sees_all_of_it_and_moves_nobody(log: EventLog, topic: str) -> None:
+    assert [record async for record in log.records(topic, 0)] == []
+    written = numbered(1, 2_500)
+    await log.append(topic, 0, written)
+    async with log.open_consumer(topic, "g") as consumer:
+        consumer.done(await poll(consumer, 10))
+        seen = [record async for record in log.records(topic, 0)]
+        assert [LogEntry(record.key, record.value) for record in seen] == written
+        assert (await poll(consumer)).records[0] == seen[10]
+    with pytest.raises(ValueError, match="nosuch"):
+        [record async for record in log.records("nosuch", 0)]
+
+
 async def test_the_number_of_partitions_is_fixed(log_world: LogWorld) -> None:
     async with log_world.open(TOPICS) as log:
         assert {topic: await log.partition_count(topic) for topic in TOPICS} == TOPICS

@@ -119,6 +119,9 @@ class FaultyLog:
         await self._inner.append(topic, partition, entries)
         self._stream.note(f"appended {len(entries)} to {topic} late")
 
+    def records(self, topic: str, partition: int) -> AsyncIterator[LogRecord]:
+        return self._inner.records(topic, partition)
+
     @asynccontextmanager
     async def open_consumer(self, topic: str, group: str) -> AsyncIterator[LogConsumer]:
         async with self._inner.open_consumer(topic, group) as inner:

@@ -162,6 +162,7 @@ class CommandRecord(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
     MEMBER_CAP_FIELD_NUMBER: _builtins.int
+    REDRIVE_OF_FIELD_NUMBER: _builtins.int
     rules_version: _builtins.int
     """The rules that the gateway checked by; a store that knows only lower ones stops."""
     conversation_id: _builtins.str
@@ -180,6 +181,10 @@ class CommandRecord(_message.Message):
     def ack(self) -> _events_pb2.Ack:
         """Merged watermarks of one user in one conversation."""
 
+    @_builtins.property
+    def redrive_of(self) -> Global___RecordPosition:
+        """Set where a person appended the record again from the dead letters: where it lay first."""
+
     def __init__(
         self,
         *,
@@ -192,16 +197,44 @@ class CommandRecord(_message.Message):
         command: Global___RawCommand | None = ...,
         ack: _events_pb2.Ack | None = ...,
         member_cap: _builtins.int = ...,
+        redrive_of: Global___RecordPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "body", b"body", "command", b"command"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "body", b"body", "command", b"command", "redrive_of", b"redrive_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "body", b"body", "command", b"command", "conversation_id", b"conversation_id", "device_id", b"device_id", "gateway_id", b"gateway_id", "member_cap", b"member_cap", "rules_version", b"rules_version", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "body", b"body", "command", b"command", "conversation_id", b"conversation_id", "device_id", b"device_id", "gateway_id", b"gateway_id", "member_cap", b"member_cap", "redrive_of", b"redrive_of", "rules_version", b"rules_version", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["command", "ack"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___CommandRecord: _TypeAlias = CommandRecord  # noqa: Y015
+
+@_typing.final
+class RecordPosition(_message.Message):
+    """Where a record lies in parley.commands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_EPOCH_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    log_epoch: _builtins.int
+    partition: _builtins.int
+    offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        log_epoch: _builtins.int = ...,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_epoch", b"log_epoch", "offset", b"offset", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordPosition: _TypeAlias = RecordPosition  # noqa: Y015
 
 @_typing.final
 class MembershipChange(_message.Message):
@@ -387,6 +420,7 @@ class DeadLetter(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REDRIVEN_FIELD_NUMBER: _builtins.int
     log_epoch: _builtins.int
     partition: _builtins.int
     offset: _builtins.int
@@ -394,6 +428,10 @@ class DeadLetter(_message.Message):
     value: _builtins.bytes
     reason: _builtins.str
     """For a person."""
+    redriven: _builtins.bool
+    """True: this is no letter but the note that the letter of this position was appended to
+    parley.commands again; set by the tool that did it.
+    """
     def __init__(
         self,
         *,
@@ -403,10 +441,11 @@ class DeadLetter(_message.Message):
         key: _builtins.bytes = ...,
         value: _builtins.bytes = ...,
         reason: _builtins.str = ...,
+        redriven: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "log_epoch", b"log_epoch", "offset", b"offset", "partition", b"partition", "reason", b"reason", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "log_epoch", b"log_epoch", "offset", b"offset", "partition", b"partition", "reason", b"reason", "redriven", b"redriven", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
