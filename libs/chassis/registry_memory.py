@@ -68,6 +68,10 @@ class MemoryRegistry:
         for session_id in list(self._sessions):
             self.expire(session_id)
 
+    def holder_of(self, key: str) -> Holder | None:
+        """Return who holds a lock."""
+        return self._locks.get(key)
+
     def acquire(self, session: MemorySession, keys: Sequence[str]) -> Mapping[str, Epoch]:
         """Lock for a session what is free, and return all of the keys that it holds."""
         held: dict[str, Epoch] = {}

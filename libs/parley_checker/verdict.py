@@ -25,6 +25,7 @@ class Fault(StrEnum):
     BACKWARD = "backward"  # a watermark below what it was
     MISCOUNTED = "miscounted"  # an unread count that counting contradicts
     STOPPED = "stopped"  # a service or a device that did not go on
+    MISPLACED = "misplaced"  # a gateway served whom it did not own, or left whom it did
     DIFFERENT = "different"  # tables that the log does not give when it is replayed
 
 

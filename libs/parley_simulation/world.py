@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from chassis.eventlog import LogRecord
 from chassis.inprocess import InProcessServer
 from chassis.registry import Instance
-from chassis.testing.faults import AWAY, PAUSE_SECONDS_MAX
+from chassis.testing.faults import AWAY, PAUSE_SECONDS_MAX, REGISTRY_FAULTS
 from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch
 from parley.store.v1.rows_pb2 import InboxRow
@@ -29,6 +29,7 @@ from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
 from parley_simulation.bots import Bot
 from parley_simulation.devices import CALM, Crowd, SimulatedDevice
 from parley_simulation.network import Endpoint
+from parley_simulation.ownership_judge import OwnershipJudge
 from parley_simulation.plan import Plan, Scene
 from parley_simulation.processes import (
     BrokenError,
@@ -53,11 +54,12 @@ from services.store.rows import DEDUPE, INBOX, TABLES
 
 STORES = 2
 GATEWAYS = 2
-# Beyond a router's patience (10 s) devices miss what happened meanwhile until their next Sync: nothing else repairs that yet.
-GATEWAY_FREEZE_SECONDS_MAX = 5.0
+# Beyond a router's patience (10 s): what devices missed meanwhile, their digests tell.
+GATEWAY_FREEZE_SECONDS_MAX = 25.0
 DEVICES_A_USER = (1, 1, 1, 1, 2, 2, 2, 4)
 BOTS = 0.2  # of users have one
 WEEKS_DAYS = (20, 25)  # beyond what the log keeps, and what is remembered of requests; 25: also beyond the rows' own time
+NEVER_SECONDS = 1e9
 SLOTS = 8  # few, so that every one has users
 PATIENCE_SECONDS = 600.0  # for a device to get its outcomes and to catch up: many backoffs
 LAST_ACKS_SECONDS = 60.0  # for the last watermarks to reach everybody
@@ -92,6 +94,8 @@ class World:
         self._store, self._router = Endpoint(), Endpoint()
         self._public = {f"gateway-{n}": Endpoint() for n in range(GATEWAYS)}  # by the address that devices know
         self._internal: dict[str, Endpoint] = {}  # by the instance's address
+        self._ownership = OwnershipJudge(simulation.registry)
+        self._gateway_settings = GATEWAY_SETTINGS
         key = verifying_key(KEY.public_key())
         assert key is not None
         self._verifier = TokenVerifier(KeyRing({"": key}), simulation.clock)
@@ -99,7 +103,9 @@ class World:
         restlessness, attention = simulation.rng.choice((CALM, 1.0)), simulation.rng.choice((0.0, 0.5))
         self.crowd = Crowd(users, list(self._public.values()), restlessness=restlessness, attention=attention)
         if only_router_dies:
+            # Nobody syncs, so nothing is repaired: neither because a slot moved, nor because a digest differed.
             self._victims, self.crowd.restlessness = ["router"], CALM
+            self._gateway_settings = GATEWAY_SETTINGS.model_copy(update={"digest_check_seconds": NEVER_SECONDS})
         self.devices = [
             SimulatedDevice(simulation, self.crowd, Device(user, f"{user}-{number}"), self._public, KEY, plan.actions)
             for user in users
@@ -211,6 +217,7 @@ class World:
         for story in self._judge_views(tables):
             verdict.blame(Fault.DIFFERENT, Guarantee.UNREAD, story)
         verdict.judged[Guarantee.RESUMES] += len(self.devices)
+        self._ownership.judge(verdict, SLOTS)
         if not verdict.kept:
             raise ContractError(verdict)
         return verdict
@@ -285,7 +292,7 @@ class World:
             self._connect(self._store, process, "store") as store_channel,
             self._connect(self._router, process, "router") as router_channel,
             open_gateway(
-                GATEWAY_SETTINGS,
+                self._gateway_settings,
                 log=process.log,
                 store_channel=store_channel,
                 router_channel=router_channel,
@@ -298,6 +305,7 @@ class World:
             gateway.register_public(public)
             gateway.register_internal(internal)
             at = self._internal[process.name] = Endpoint()
+            self._ownership.watch(public_address, gateway)
             with at.serving(internal), self._public[public_address].serving(public):
                 async with gateway.own_slots(process.registry, address=process.name, public_address=public_address):
                     await gateway.wait_failed()
@@ -332,6 +340,8 @@ def run_world(
         count = partitions_of(seed)
         topics = {COMMANDS: count, EVENTS: count, OFFLINE: count, DEAD_LETTERS: count}
         chances = plan.rates if rates is None else rates
+        if only_router_dies:
+            chances = {kind: 0.0 if kind in REGISTRY_FAULTS else chance for kind, chance in chances.items()}
         async with open_simulation(
             seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=chances, keep_trace=keep_trace
         ) as simulation:

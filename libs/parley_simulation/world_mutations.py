@@ -8,11 +8,15 @@ from chassis.eventlog import LogBatch, LogEntry, LogUnavailableError
 from parley_client.outbox_state import OutboxState
 from parley_client.timelines import Timelines
 from parley_protocol import digests
+from parley_protocol.slots import slot_key
 from parley_simulation.store_mutations import Mutation, Patch
 from services.gateway.acks import AckMerger
+from services.gateway.deliver import GatewayRpc
 from services.gateway.log_writer import Lane
 from services.gateway.session import Session
+from services.gateway.slots import Slots
 from services.router.route import Router
+from services.router.slots import SlotTable
 from services.store import decide, sync
 
 mutations: dict[str, Mutation] = {}
@@ -156,3 +160,69 @@ def _(patch: Patch) -> None:
         return False
 
     patch.setattr(Timelines, "take_row", take_row)
+
+
+@mutation("a gateway takes frames under any epoch")
+def _(patch: Patch) -> None:
+    patch.setattr(GatewayRpc, "_refused", lambda self, stamps: set())
+
+
+@mutation("a router stamps no epochs")
+def _(patch: Patch) -> None:
+    patch.setattr(SlotTable, "stamps", lambda self, slots: [])
+
+
+@mutation("a gateway's slots end with its session")
+def _(patch: Patch) -> None:
+    original = Slots.on_session_lost
+
+    def on_session_lost(self: Slots) -> None:
+        original(self)
+        self.epochs.clear()
+
+    patch.setattr(Slots, "on_session_lost", on_session_lost)
+
+
+@mutation("a slot ends when its lock is free")
+def _(patch: Patch) -> None:
+    original = Slots.on_holders
+
+    def on_holders(self: Slots, view: Any, now: float) -> Any:
+        ended = original(self, view, now)
+        for slot in [slot for slot in self.epochs if slot_key(slot) not in view]:
+            del self.epochs[slot], self.since[slot]
+        return ended
+
+    patch.setattr(Slots, "on_holders", on_holders)
+
+
+@mutation("a slot that is let go ends before another one has it")
+def _(patch: Patch) -> None:
+    original = Slots.on_released
+
+    def on_released(self: Slots, slots: Any, now: float) -> None:
+        original(self, slots, now)
+        for slot in slots:
+            self.epochs.pop(slot, None)
+
+    patch.setattr(Slots, "on_released", on_released)
+
+
+@mutation("what is free is taken at once under a new session")
+def _(patch: Patch) -> None:
+    original = Slots.on_session
+
+    def on_session(self: Slots, session_id: str, now: float) -> None:
+        original(self, session_id, now)
+        self._strange_at = now
+
+    patch.setattr(Slots, "on_session", on_session)
+
+
+@mutation("a gateway does not hear that its slots are another one's")
+def _(patch: Patch) -> None:
+    patch.setattr(Slots, "on_holders", lambda self, view, now: [] if self.epochs else _on_holders(self, view, now))
+    patch.setattr(Slots, "on_told", lambda *args: None)
+
+
+_on_holders = Slots.on_holders

@@ -44,6 +44,8 @@ REGISTRY_SILENT: Final = "registry silent"  # to one process, for a while
 SESSION_LOST: Final = "session lost"  # of one who lives
 DATA_LOST: Final = "registry lost its data"
 
+REGISTRY_FAULTS: Final = (REGISTRY_FAILS, REGISTRY_SILENT, SESSION_LOST, DATA_LOST)
+
 # Chances a draw. High enough that a run of some hundred operations meets most kinds, low enough that it gets anywhere.
 RATES: Final[Mapping[str, float]] = {
     WRITE_FAILS: 0.06,

@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 HEALTH_SECONDS_MAX: Final = 8.0  # until the session of a dead process ends, as by its health check
 SILENT_SECONDS_MAX: Final = 90.0
+STRANGE_SECONDS: Final = 10.0  # after a loss of all data nobody takes what was another one's
 _LOOK_SECONDS: Final = 5.0  # between two occasions for a session to be lost
 
 
@@ -22,11 +23,36 @@ class RegistryEngine(Engine):
     def __init__(self, name: str, inner: MemoryRegistry) -> None:
         super().__init__(name)
         self.inner = inner
+        self.acquisitions = 0
+        self.stolen: list[str] = []  # who took what was another one's too soon after all data was lost
+        self._takers: dict[str, list[tuple[int, str]]] = {}  # of each lock, in order: the index and the instance
+        self._data_lost_at = -STRANGE_SECONDS
+
+    def on_acquired(self, instance_id: str, held: Mapping[str, Epoch]) -> None:
+        """Note who holds what."""
+        now = asyncio.get_running_loop().time()
+        for key, epoch in held.items():
+            takers = self._takers.setdefault(key, [])
+            if takers and takers[-1][0] == epoch.lock_index:
+                continue
+            self.acquisitions += 1
+            if takers and takers[-1][1] != instance_id and now - self._data_lost_at < STRANGE_SECONDS:
+                self.stolen.append(f"{instance_id} took {key} from {takers[-1][1]} too soon after all data was lost")
+            takers.append((epoch.lock_index, instance_id))
+
+    def was_taken(self, key: str, after_index: int, instance_id: str) -> bool:
+        """Tell whether somebody else ever held a lock after that index."""
+        return any(index > after_index and taker != instance_id for index, taker in self._takers.get(key, ()))
+
+    def lock_of(self, key: str) -> Holder | None:
+        """Return who holds a lock now."""
+        return self.inner.holder_of(key)
 
     def lose_data(self, stream: FaultStream) -> None:
         """Forget all sessions, locks and instances, and be away for a moment: as after a restart without a disk."""
         if stream.happens(DATA_LOST):
             self.inner.expire_all()
+            self._data_lost_at = asyncio.get_running_loop().time()
             self.away_until = asyncio.get_running_loop().time() + stream.rng.uniform(0.1, 20.0)
 
 
@@ -39,7 +65,7 @@ class FaultyRegistry:
     """
 
     def __init__(self, engine: RegistryEngine, stream: FaultStream, life: Life) -> None:
-        self._engine = engine
+        self.engine = engine
         self._stream = stream
         self._life = life
         self._silent_until = 0.0
@@ -47,36 +73,36 @@ class FaultyRegistry:
     @asynccontextmanager
     async def open_session(self, instance: Instance) -> AsyncIterator["FaultySession"]:
         await self.reach("open")
-        opening = self._engine.inner.open_session(instance)
+        opening = self.engine.inner.open_session(instance)
         session = await opening.__aenter__()
-        losing = self._engine.spawn(self._lose_sometimes(session))
+        losing = self.engine.spawn(self._lose_sometimes(session))
         try:
             await self.answered("open")
-            yield FaultySession(self, session)
+            yield FaultySession(self, session, instance.instance_id)
         finally:
             losing.cancel()
             if self._life.alive:
                 await opening.__aexit__(None, None, None)
             else:
-                self._engine.spawn(self._fail_health(session))
+                self.engine.spawn(self._fail_health(session))
 
     async def _lose_sometimes(self, session: MemorySession) -> None:
         while not session.ended.is_set():
             await asyncio.sleep(_LOOK_SECONDS)
             if self._stream.happens(SESSION_LOST):
-                self._engine.inner.expire(session.session_id)
+                self.engine.inner.expire(session.session_id)
 
     async def _fail_health(self, session: MemorySession) -> None:
         await asyncio.sleep(self._stream.rng.uniform(0.5, HEALTH_SECONDS_MAX))
-        self._engine.inner.expire(session.session_id)
+        self.engine.inner.expire(session.session_id)
 
     async def watch_instances(self, service: str) -> AsyncGenerator[Sequence[Instance], None]:
-        async with aclosing(self._passed_on(self._engine.inner.watch_instances(service))) as watch:
+        async with aclosing(self._passed_on(self.engine.inner.watch_instances(service))) as watch:
             async for shown in watch:
                 yield shown
 
     async def watch_holders(self, prefix: str) -> AsyncGenerator[Mapping[str, Holder], None]:
-        async with aclosing(self._passed_on(self._engine.inner.watch_holders(prefix))) as watch:
+        async with aclosing(self._passed_on(self.engine.inner.watch_holders(prefix))) as watch:
             async for shown in watch:
                 yield shown
 
@@ -93,12 +119,12 @@ class FaultyRegistry:
         now = asyncio.get_running_loop().time()
         if now >= self._silent_until and self._stream.happens(REGISTRY_SILENT):
             self._silent_until = now + self._stream.rng.uniform(1.0, SILENT_SECONDS_MAX)
-        return now < self._silent_until or self._engine.is_away(self._stream)
+        return now < self._silent_until or self.engine.is_away(self._stream)
 
     async def wait_reachable(self) -> None:
         """Wait until the registry answers this process."""
         while self.is_silent():
-            until = max(self._silent_until, self._engine.away_until)
+            until = max(self._silent_until, self.engine.away_until)
             await asyncio.sleep(until - asyncio.get_running_loop().time())
 
     async def reach(self, what: str) -> None:
@@ -120,9 +146,10 @@ class FaultyRegistry:
 class FaultySession:
     """See `chassis.registry.RegistrySession`."""
 
-    def __init__(self, registry: FaultyRegistry, inner: MemorySession) -> None:
+    def __init__(self, registry: FaultyRegistry, inner: MemorySession, instance_id: str) -> None:
         self._registry = registry
         self._inner = inner
+        self._instance_id = instance_id
 
     @property
     def session_id(self) -> str:
@@ -131,6 +158,7 @@ class FaultySession:
     async def acquire(self, keys: Sequence[str]) -> Mapping[str, Epoch]:
         await self._registry.reach("acquire")
         held = await self._inner.acquire(keys)
+        self._registry.engine.on_acquired(self._instance_id, held)
         await self._registry.answered("acquire")
         return held
 
