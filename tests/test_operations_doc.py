@@ -34,7 +34,8 @@ SETTINGS = [
     CqlSettings,
     ConsulSettings,
 ]
-TEXT = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = (DOCS / "operations.md").read_text() + (DOCS / "cluster.md").read_text()
 
 
 def settings_table(settings: type[BaseSettings]) -> str:

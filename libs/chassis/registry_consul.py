@@ -132,7 +132,7 @@ async def open_consul_registry(
                 await registry.claim()
             except ConsulRefusedError as error:
                 what = "PARLEY_CONSUL_TOKEN_FILE" if settings.token_file is None else str(settings.token_file)
-                raise RegistryRefusedError(f"{error}: see {what}; docs/operations.md says what the token must allow") from error
+                raise RegistryRefusedError(f"{error}: see {what}; docs/cluster.md says what the token must allow") from error
             yield registry
     except FileNotFoundError as error:
         raise RegistryRefusedError(f"PARLEY_CONSUL_TOKEN_FILE: {error}") from error

@@ -214,15 +214,15 @@ async def test_a_token_that_may_not_is_refused_clearly_and_one_that_may_do_what_
     tmp_path: Path, engines: EnginesOfTheRun
 ) -> None:
     engines.address("consul")
-    rules = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    rules = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
     assert RULES.strip() in rules
     tokens = {"initial_management": ROOT_TOKEN, "agent": ROOT_TOKEN}
     token_file = tmp_path / "token"
     with open_own_consul(tmp_path / "consul", {"acl": {"enabled": True, "default_policy": "deny", "tokens": tokens}}) as consul:
-        with pytest.raises(RegistryRefusedError, match=r"PARLEY_CONSUL_TOKEN_FILE.*operations"):
+        with pytest.raises(RegistryRefusedError, match=r"PARLEY_CONSUL_TOKEN_FILE.*cluster\.md"):
             await registry_at(consul.address).__aenter__()
         token_file.write_text(str(uuid.uuid4()))
-        with pytest.raises(RegistryRefusedError, match=f"{token_file}.*operations"):
+        with pytest.raises(RegistryRefusedError, match=f"{token_file}.*cluster"):
             await registry_at(consul.address, token_file=token_file).__aenter__()
         with pytest.raises(RegistryRefusedError, match="nosuch"):
             await registry_at(consul.address, token_file=tmp_path / "nosuch").__aenter__()
