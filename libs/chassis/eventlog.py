@@ -35,6 +35,10 @@ class LogUnavailableError(Exception):
     """The log did not take or give records. After `append`: any prefix of the records may be in the log, or come yet."""
 
 
+class LogSetupError(Exception):
+    """The log is there and can't be used as configured, which does not get better by waiting."""
+
+
 class RecordTooLargeError(ValueError):
     """A record is larger than the log takes. Nothing of the append is in the log, and appending it again is of no use."""
 
@@ -73,7 +77,7 @@ class EventLog(Protocol):
 
     async def partition_count(self, topic: str) -> int:
         """Return the topic's number of partitions, fixed for the epoch: a log that has another number of them than is declared
-        when it is opened refuses to open (LogUnavailableError). ValueError: the topic was not declared.
+        when it is opened refuses to open (LogSetupError). ValueError: the topic was not declared.
         """
 
     async def ping(self) -> None:

@@ -144,7 +144,7 @@ async def open_kafka_log(
     """Open the log of an epoch, whose topics exist with these numbers of partitions.
 
     Waits `start_seconds` for a cluster that does not answer, and says that it does. Raises LogUnavailableError: it did not answer
-    (or does not know us), or a topic is missing or not as it has to be. `prefix` begins all topics' names in the cluster.
+    (or does not know us), or a topic is missing; LogSetupError: one is not as it has to be. `prefix` begins all topics' names.
     """
     counted = KafkaMetrics(metrics)
     async with open_producer(connection, rng, counted) as producer:
@@ -179,9 +179,9 @@ async def _connect(
             await producer.start()
             break
         except KAFKA_ERRORS as error:
-            delay = backoff.failed(0)
-            if time.monotonic() + delay > deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 raise LogUnavailableError(f"Kafka at {connection.bootstrap_servers}: {describe(error)}") from error
             _log.warning("kafka.waiting", bootstrap_servers=connection.bootstrap_servers, error=describe(error))
-            await asyncio.sleep(delay)
+            await asyncio.sleep(min(backoff.failed(0), left))
     await check_topics(connection, topics, epoch=epoch, prefix=prefix)

@@ -6,7 +6,7 @@ kept by topic name. Within an epoch a topic's number of partitions never changes
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import NoError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from chassis.eventlog import LogUnavailableError
+from chassis.eventlog import LogSetupError, LogUnavailableError
 from chassis.eventlog_kafka_connection import KafkaConnection, kafka_errors
 
 # The largest record that a topic takes; a poll's events as one record must fit (services cut theirs at 1 MB, see 0004).
@@ -55,7 +55,7 @@ async def apply_topics(
 ) -> list[str]:
     """Make the topics that are not there yet, and check those that are; return the names of what was made.
 
-    Safe to run twice, and at once. Raises LogUnavailableError, also for a topic that exists with another number of partitions.
+    Safe to run twice, and at once. Raises LogUnavailableError; LogSetupError: one exists and is not as it has to be.
     """
     async with _open_admin(connection) as admin:
         names = {engine_topic(prefix, topic, epoch): count for topic, count in topics.items()}
@@ -83,9 +83,15 @@ async def apply_topics(
 
 
 async def check_topics(connection: KafkaConnection, topics: Mapping[str, int], *, epoch: int, prefix: str = "") -> None:
-    """Check that the topics are as they have to be. Raises LogUnavailableError that says what is wrong with which."""
+    """Check that the topics are there (MissingTopicError) and as they have to be (LogSetupError). Raises LogUnavailableError."""
     async with _open_admin(connection) as admin:
         await _check(admin, {engine_topic(prefix, topic, epoch): count for topic, count in topics.items()})
+
+
+async def delete_topics(connection: KafkaConnection, topics: Collection[str], *, epoch: int, prefix: str = "") -> None:
+    """Delete topics with all that is in them. Raises LogUnavailableError."""
+    async with _open_admin(connection) as admin, kafka_errors("deleting topics"):
+        await admin.delete_topics([engine_topic(prefix, topic, epoch) for topic in topics])
 
 
 class MissingTopicError(LogUnavailableError):
@@ -100,7 +106,7 @@ async def _check(admin: AIOKafkaAdminClient, names: Mapping[str, int]) -> None:
     for name, count in names.items():
         partitions = _partitions(name, described[name])
         if len(partitions) != count:
-            raise LogUnavailableError(
+            raise LogSetupError(
                 f"topic {name} has {len(partitions)} partitions and {count} are configured; it can't change within an epoch"
             )
         if any(for_code(partition["error_code"]) is not NoError for partition in partitions):
@@ -125,9 +131,9 @@ def _partitions(name: str, topic: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _check_configs(name: str, configs: Mapping[str, str]) -> None:
     for key, value in _REQUIRED.items():
         if key in configs and configs[key] != value:
-            raise LogUnavailableError(f"topic {name} has {key}={configs[key]} and needs {value}")
+            raise LogSetupError(f"topic {name} has {key}={configs[key]} and needs {value}")
     if int(configs.get("max.message.bytes", MAX_RECORD_BYTES)) < MAX_RECORD_BYTES:
-        raise LogUnavailableError(f"topic {name} has max.message.bytes={configs['max.message.bytes']} and needs {MAX_RECORD_BYTES}")
+        raise LogSetupError(f"topic {name} has max.message.bytes={configs['max.message.bytes']} and needs {MAX_RECORD_BYTES}")
 
 
 @asynccontextmanager

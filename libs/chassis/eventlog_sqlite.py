@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from chassis.clock import Clock
-from chassis.eventlog import LogEntry, LogRecord, LogUnavailableError
+from chassis.eventlog import LogEntry, LogRecord, LogSetupError, LogUnavailableError
 from chassis.eventlog_sqlite_consumer import SqliteConsumer
 from chassis.eventlog_sqlite_partition import LogPartition
 from chassis.sqlite import SqliteDatabase, StorageError
@@ -235,7 +235,7 @@ async def open_sqlite_log(
     """Open the log; topics that do not exist are created with the given number of partitions.
 
     `durable_topics` are kept in `commands`, the others and all consumer offsets in `tables`. Raises LogUnavailableError: the
-    databases can't be used, or hold one of the topics with another number of partitions, or do not belong together.
+    databases can't be used, or do not belong together. Raises LogSetupError: they hold a topic with another number of partitions.
     """
     durable = {topic: count for topic, count in topics.items() if topic in durable_topics}
     volatile = {topic: count for topic, count in topics.items() if topic not in durable_topics}
@@ -298,7 +298,7 @@ def _declare(name: str, count: int, connection: sqlite3.Connection) -> list[int]
         for log_id in ids:
             LogPartition.create_table(connection, log_id)
     if len(ids) != count:
-        raise LogUnavailableError(
+        raise LogSetupError(
             f"topic {name} has {len(ids)} partitions here and {count} are configured; it can't change within an epoch"
         )
     return ids

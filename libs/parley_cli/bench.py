@@ -240,3 +240,33 @@ def timeline(hosts: str, sizes: str, callers: int, seconds: float, engine_pid: i
         show(run_timeline_bench(settings, TimelineLoad(counts, callers, seconds, engine_pid)), as_json=as_json)
     except (ConfigError, TimelineSetupError, TimelineUnavailableError) as error:
         raise SetupError(str(error)) from error
+
+
+@bench.command(short_help="Records in Kafka.")
+@click.option(
+    "--servers", required=True, metavar="A:P,...", help="Brokers to begin with; `parley engines status` tells a local one."
+)
+@click.option("--waiting", default="1,64,1000", show_default=True, metavar="N,N", help="Appends of one record under way at once.")
+@click.option("--partitions", type=_POSITIVE, default=1, show_default=True, help="Of the topic.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5, show_default=True, help="How long to measure each.")
+@click.option("--engine-pid", type=click.IntRange(min=0), default=0, help="The broker's process, if here: its CPU is told, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def log(servers: str, waiting: str, partitions: int, seconds: float, engine_pid: int, as_json: bool) -> None:
+    """Append and consume records of 150 bytes in a topic of their own, which is deleted afterwards."""
+    from chassis.config import ConfigError, load_settings
+    from chassis.eventlog import LogSetupError, LogUnavailableError
+    from chassis.eventlog_kafka_settings import KafkaSettings
+    from parley_cli.bench_log import LogLoad, run_log_bench
+    from parley_cli.failures import SetupError
+
+    try:
+        counts = tuple(int(count) for count in waiting.split(","))
+    except ValueError:
+        counts = (0,)
+    if min(counts) < 1:
+        raise click.BadParameter("numbers separated by commas, for example 1,64", param_hint="--waiting")
+    try:
+        settings = load_settings(KafkaSettings, dict(os.environ) | {"PARLEY_KAFKA_SERVERS": servers})
+        show(run_log_bench(settings.connection(), LogLoad(counts, partitions, seconds, engine_pid)), as_json=as_json)
+    except (ConfigError, LogSetupError, LogUnavailableError) as error:
+        raise SetupError(str(error)) from error

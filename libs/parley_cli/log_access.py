@@ -12,7 +12,7 @@ from chassis.certificates import TlsError
 from chassis.clock import SystemClock
 from chassis.config import ConfigError, load_settings
 from chassis.embedded import DataFolderError
-from chassis.eventlog import EventLog, LogUnavailableError
+from chassis.eventlog import EventLog, LogSetupError, LogUnavailableError
 from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.sqlite import StorageError
 from chassis.timeline import TimelineUnavailableError
@@ -37,7 +37,7 @@ async def open_log(data_dir: Path, *, kafka: bool) -> AsyncIterator[EventLog]:
                 yield engines.log
         except DataFolderError as error:
             raise SetupError(f"{error}: stop that server first.") from error
-        except (LogUnavailableError, StorageError, TimelineUnavailableError) as error:
+        except (LogSetupError, LogUnavailableError, StorageError, TimelineUnavailableError) as error:
             raise CommandError(f"{error}.") from error
 
 
@@ -61,5 +61,5 @@ async def _open_kafka(environ: Mapping[str, str]) -> AsyncIterator[EventLog]:
             start_seconds=_PATIENCE_SECONDS,
         ) as log:
             yield log
-    except LogUnavailableError as error:
+    except (LogSetupError, LogUnavailableError) as error:
         raise CommandError(f"{error}.") from error

@@ -7,7 +7,7 @@ import click
 
 from chassis.certificates import TlsError
 from chassis.config import ConfigError, load_settings
-from chassis.eventlog import LogUnavailableError
+from chassis.eventlog import LogSetupError, LogUnavailableError
 from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.eventlog_kafka_topics import RETENTION_DAYS, TopicSettings, apply_topics, engine_topic
 from parley_cli.connection import examples
@@ -51,7 +51,7 @@ def apply(replication_factor: int, min_insync_replicas: int, retention_days: flo
     )
     try:
         made = asyncio.run(making)
-    except LogUnavailableError as error:
+    except (LogSetupError, LogUnavailableError) as error:
         raise CommandError(f"{error}.") from error
     for topic in wanted:
         name = engine_topic(settings.prefix, topic, settings.log_epoch)

@@ -17,7 +17,7 @@ from chassis.app import Stop, allow_open_files, prefer_throughput, run
 from chassis.certificates import TlsError
 from chassis.config import ConfigError, load_all_settings
 from chassis.embedded import DataFolderError
-from chassis.eventlog import LogUnavailableError
+from chassis.eventlog import LogSetupError, LogUnavailableError
 from chassis.first_of import first_of
 from chassis.logs import configure_logging
 from chassis.metrics import open_metrics_server
@@ -36,7 +36,8 @@ from services.gateway.tokens import KeysFileError
 
 # What a server that can't begin says why; once it serves, none of these comes up here.
 _UNUSABLE = (
-    BindError, DataFolderError, KeyFileError, KeysFileError, LogUnavailableError, StorageError, TimelineUnavailableError, TlsError,
+    BindError, DataFolderError, KeyFileError, KeysFileError, LogSetupError, LogUnavailableError, StorageError,
+    TimelineUnavailableError, TlsError,
 )  # fmt: skip
 
 _COUNT = click.IntRange(1, 32)

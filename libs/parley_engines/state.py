@@ -68,4 +68,4 @@ def locked(data: Path) -> Iterator[None]:
                 raise EngineError(f"another command starts or stops the engines in {data} right now") from None
             yield
     except OSError as error:
-        raise EngineError(f"can't use {data}: {error.strerror}") from error
+        raise EngineError(f"can't use {error.filename or data}: {error.strerror}") from error

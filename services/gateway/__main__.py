@@ -1,6 +1,7 @@
 """A gateway as a process of its own. What is opened last is drained first."""
 
 from chassis import engines
+from chassis.eventlog import LogSetupError
 from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.peers import open_peers
 from chassis.server import open_server
@@ -41,7 +42,9 @@ async def serve(host: Host) -> None:
 
 def main() -> None:
     """Run it; ends the process."""
-    run_service("gateway", (*engines.LOG_AND_REGISTRY, GatewaySettings), serve, unusable=(KeyFileError, KeysFileError))
+    run_service(
+        "gateway", (*engines.LOG_AND_REGISTRY, GatewaySettings), serve, unusable=(KeyFileError, KeysFileError, LogSetupError)
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A router as a process of its own. What is opened last is drained first."""
 
 from chassis import engines
+from chassis.eventlog import LogSetupError
 from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.peers import open_peers
 from chassis.registration import open_registration
@@ -30,7 +31,7 @@ async def serve(host: Host) -> None:
 
 def main() -> None:
     """Run it; ends the process."""
-    run_service("router", (*engines.LOG_AND_REGISTRY, RouterSettings), serve)
+    run_service("router", (*engines.LOG_AND_REGISTRY, RouterSettings), serve, unusable=[LogSetupError])
 
 
 if __name__ == "__main__":

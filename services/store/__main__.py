@@ -1,6 +1,7 @@
 """A store as a process of its own. What is opened last is drained first."""
 
 from chassis import engines
+from chassis.eventlog import LogSetupError
 from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.first_of import first_of
 from chassis.registration import open_registration
@@ -32,7 +33,7 @@ async def serve(host: Host) -> None:
 
 def main() -> None:
     """Run it; ends the process."""
-    run_service("store", (*engines.ALL_ENGINES, StoreSettings), serve, unusable=[TimelineSetupError])
+    run_service("store", (*engines.ALL_ENGINES, StoreSettings), serve, unusable=(LogSetupError, TimelineSetupError))
 
 
 if __name__ == "__main__":

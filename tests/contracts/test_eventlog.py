@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from worlds import DURABLE, PLAIN, LogWorld
 
-from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogUnavailableError
+from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogSetupError
 
 TOPICS = {DURABLE: 1, PLAIN: 3}
 DEADLINE_SECONDS = 20.0
@@ -268,7 +268,7 @@ async def test_the_number_of_partitions_is_fixed(log_world: LogWorld) -> None:
         assert {topic: await log.partition_count(topic) for topic in TOPICS} == TOPICS
         with pytest.raises(ValueError, match="nosuch"):
             await log.partition_count("nosuch")
-    with pytest.raises(LogUnavailableError, match="partitions"):
+    with pytest.raises(LogSetupError, match="partitions"):
         async with log_world.open({DURABLE: 1, PLAIN: 4}):
             pass
     async with log_world.open({DURABLE: 1, PLAIN: 3, "added": 2}) as log:

@@ -12,7 +12,7 @@ from kafka_scene import registry as registry
 from kafka_scene import world as world
 from worlds import KafkaLogWorld
 
-from chassis.eventlog import EventLog, LogUnavailableError
+from chassis.eventlog import EventLog, LogSetupError, LogUnavailableError
 from chassis.eventlog_kafka_connection import KafkaConnection
 from chassis.eventlog_kafka_topics import TopicSettings, apply_topics, engine_topic
 from parley_engines.kafka import LOGIN_USER
@@ -28,7 +28,7 @@ async def test_a_missing_topic_is_named_with_what_makes_it(world: KafkaLogWorld)
 
 
 async def test_another_number_of_partitions_is_refused(world: KafkaLogWorld) -> None:
-    with pytest.raises(LogUnavailableError, match="has 3 partitions and 4 are configured"):
+    with pytest.raises(LogSetupError, match="has 3 partitions and 4 are configured"):
         async with open_log(world.connection, {TOPIC: 4}, prefix=world.prefix):
             pass
 
@@ -44,7 +44,7 @@ async def test_a_topic_that_is_not_as_it_has_to_be_is_refused(world: KafkaLogWor
         def configs(self) -> dict[str, str]:
             return super().configs() | {"cleanup.policy": "compact"}
 
-    with pytest.raises(LogUnavailableError, match=r"cleanup\.policy=compact and needs delete"):
+    with pytest.raises(LogSetupError, match=r"cleanup\.policy=compact and needs delete"):
         await apply_topics(world.connection, {"compacted": 1}, epoch=1, settings=Compacted(), prefix=world.prefix)
 
 
@@ -66,7 +66,7 @@ async def test_a_cluster_that_is_not_there_is_waited_for_and_given_up_on(unused_
     with pytest.raises(LogUnavailableError, match=unused_address):
         async with open_log(KafkaConnection(unused_address), seconds=1):
             pass
-    assert 0.5 < time.monotonic() - began < 5
+    assert 1 <= time.monotonic() - began < 10
 
 
 @pytest.fixture
