@@ -13,7 +13,7 @@ export UV_CACHE_DIR := $(CURDIR)/build/uv
 PROTOS := $(shell find protos -name '*.proto')
 ARGS ?=
 
-.PHONY: help run compiled test explore lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
+.PHONY: help run compiled test fuzz explore lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,14 @@ run: $(READY) | build/compiled/manifest.json ## set up if needed and start Parle
 test: $(READY) compiled ## run all tests (one tier: .venv/bin/pytest tests/unit)
 	@# Sets iterate alike in every run, so that a simulation's seed means the same everywhere.
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest --durations=15 $(ARGS)
+
+# Their tools come with the first of these commands only.
+.venv/proof: requirements-proof.lock $(READY)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --no-cache-dir --quiet --require-hashes -r $<
+	@touch $@
+
+fuzz: .venv/proof ## fuzz every entry that takes bytes, guided by coverage (SECONDS=60 each, ARGS="token keys_file" only these)
+	$(BIN)/python -m tests.fuzz.coverage_guided $(or $(SECONDS),60) build/fuzz $(ARGS)
 
 explore: $(READY) ## walk all interleavings of two stores with a crash or an error at every step (minutes; FAULTS=2: hours)
 	EXPLORE_FAULTS=$(or $(FAULTS),1) $(BIN)/python -m pytest tests/unit/test_store_exploration.py --durations=0 $(ARGS)
@@ -76,6 +84,8 @@ proto-release: $(READY) ## with a release: take the present protos as what later
 lock: $(READY) ## solve pyproject.toml into requirements.lock (ARGS=--upgrade: newest versions)
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --quiet --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --output-file requirements.lock $(ARGS)
+	$(BIN)/uv pip compile --group proof --constraint requirements.lock --universal --python-version 3.11 --generate-hashes --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements-proof.lock $(ARGS)
 
 bench: $(READY) compiled ## measure 1-1 messages on this machine (docs/performance.md)
 	$(BIN)/parley bench messages --pairs 100 --window 8 --seconds 20 $(ARGS)

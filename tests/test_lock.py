@@ -29,6 +29,16 @@ def test_every_line_is_a_pin_with_hashes_and_no_address():
     assert not re.search(r"^-|@", LOCK, re.MULTILINE)
 
 
+def test_the_lock_of_the_proofs_tools_names_no_address_and_agrees():
+    """Its own file, so that `make run` installs none of it; what both hold is the same version."""
+    lock = (ROOT / "requirements-proof.lock").read_text()
+    assert "://" not in lock
+    assert not re.search(r"^-|@", lock, re.MULTILINE)
+    pins = {canonicalize_name(name): version for name, version in re.findall(r"^(\S+)==(\S+)", lock, re.MULTILINE)}
+    assert {"atheris", "mutmut"} <= set(pins)
+    assert {name: version for name, version in pins.items() if PINS.get(name, version) != version} == {}
+
+
 def test_it_holds_what_the_project_asks_for(asked):
     """`make lock` mends it."""
     assert [str(each) for each in asked if not each.specifier.contains(PINS.get(canonicalize_name(each.name), "0"))] == []

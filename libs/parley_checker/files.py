@@ -95,7 +95,7 @@ def read_lines(lines: Iterable[str], history: History) -> None:
                 user_id, device_id = told["device"]
                 if (fact := _fact(told)) is not None:
                     history.device(user_id, device_id).take(fact)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if not line.endswith("\n") and number > 1:
                 return
             raise FormatError(f"line {number} is no fact ({type(error).__name__}: {error})") from error

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
@@ -32,7 +33,7 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
         raise KeyFileError(f"{path} can be read by others: whoever has it can sign tokens; chmod 600 it or remove it")
     try:
         key = load_pem_private_key(content, password=None)
-    except ValueError as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: one that asks for a password
         raise KeyFileError(f"{path} holds no private key: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path} holds another kind of key than Ed25519")

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import jwt
 import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -88,7 +89,7 @@ def parse_keys(text: bytes) -> KeyRing:
             for jwk in jwt.PyJWKSet.from_dict(json.loads(text)):
                 if jwk.public_key_use != "enc" and (found := verifying_key(jwk.key)) is not None:
                     keys[jwk.key_id or ""] = found
-    except (ValueError, TypeError, AttributeError, jwt.PyJWTError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm, jwt.PyJWTError) as error:
         raise KeysFileError(f"neither a public key (PEM) nor a JSON Web Key Set: {error}") from error
     if not keys:
         raise KeysFileError("no key for EdDSA, ES256 or RS256 (2,048 bits or more)")
@@ -227,5 +228,5 @@ class TokenVerifier:
 
 def _milliseconds(seconds: object) -> int | None:
     if isinstance(seconds, float):
-        return int(seconds * 1000) if math.isfinite(seconds) else None
+        return int(seconds * 1000) if math.isfinite(seconds * 1000) else None
     return seconds * 1000 if isinstance(seconds, int) and not isinstance(seconds, bool) else None

@@ -20,6 +20,9 @@ class RouterMetrics:
             "parley_router_refused_slots_total", "Slots that a gateway refused, as not its own.", registry=registry
         )
         self.retries = Counter("parley_router_batch_retries_total", "Batches given back after a failure.", registry=registry)
+        self.unreadable = Counter(
+            "parley_router_unreadable_total", "Records of events that could not be parsed, and were passed over.", registry=registry
+        )
         self.lag_seconds = tallies.histogram(
             "parley_router_lag_seconds",
             "From the event's append to the gateway's answer.",

@@ -6,14 +6,15 @@ then, for as long as a gateway may be unreachable.
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from chassis.backoff import Backoff
 from chassis.clock import Clock
-from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogUnavailableError
+from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogUnavailableError
 from chassis.tasks import Tasks
 from parley.gateway.v1.gateway_service_pb2 import Unreached
 from parley.log.v1.records_pb2 import EventBatch, EventRecord, OfflineBatch, OfflineRecord
@@ -90,7 +91,7 @@ class Router:
         events: list[EventRecord] = []
         users = 0
         for raw in batch.records:
-            for record in EventBatch.FromString(raw.value).events:
+            for record in self._events_of(batch.partition, raw):
                 await self._name_recipients(groups, record)
                 users += len(record.recipients)
                 events.append(record)
@@ -101,6 +102,18 @@ class Router:
         groups.finish(batch.records[-1].offset + 1)
         self._metrics.events.inc(len(events))
         self._metrics.deliveries.inc(users)
+
+    def _events_of(self, partition: int, raw: LogRecord) -> Iterable[EventRecord]:
+        """Return what the record holds; nothing, loudly, if it can't be parsed.
+
+        What it told devices find at their next Sync; a router that ended at it would end there again, and deliver nothing at all.
+        """
+        try:
+            return EventBatch.FromString(raw.value).events
+        except DecodeError as error:
+            self._metrics.unreadable.inc()
+            _log.error("router.record_unreadable", partition=partition, offset=raw.offset, error=str(error))
+            return ()
 
     async def _name_recipients(self, groups: GroupCache, record: EventRecord) -> None:
         """Write into the record who gets the shared part, by stays, where the store left that to us."""

@@ -127,7 +127,7 @@ class Stepper:
     """Runs batches of the records; of one stepper all workers are made, for what a worker is lies in what it is handed."""
 
     def __init__(self, records: Sequence[LogRecord], settings: StoreSettings) -> None:
-        self._records = records
+        self.records = records
         self._ports: Any = _Ports()
         self._applier = Applier(
             settings,
@@ -144,7 +144,7 @@ class Stepper:
         """Process `count` records from `first` on, with these answers to the first requests. Raises BrokenError on a stop."""
         self._applier._memories = self._memories_of(memory)
         consumer: Any = _Consumer()
-        work = self._applier._process(consumer, LogBatch(PARTITION, self._records[first : first + count]))
+        work = self._applier._process(consumer, LogBatch(PARTITION, self.records[first : first + count]))
         left = list(answers)
         try:
             request = work.send(None)

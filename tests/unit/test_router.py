@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -100,46 +101,57 @@ def test_groups_are_forgotten_over_a_jump_and_beyond_their_number():
 @pytest.mark.parametrize("gateways", [0, 1])
 def test_what_no_gateway_takes_is_named_to_the_offline_topic_and_the_rest_goes_on(gateways):
     """No gateway at all, or one that is registered and silent: after some patience its users' messages are for push."""
-
-    async def main(rng: Random) -> tuple[list[tuple[str, int]], float]:
-        topics, clock = {EVENTS: 1, OFFLINE: 1}, VirtualClock()
-        async with open_embedded_engines(None, topics=topics, durable_topics=(), tables=(), clock=clock) as engines:
-
-            @asynccontextmanager
-            async def nobody_there(instance: Instance) -> Any:
-                async with InProcessChannel(None, name=instance.instance_id) as channel:
-                    yield channel
-
-            records = [
-                EventRecord(conversation_id="c", seq=1, user_id="alice", shared=b"x", recipients=USERS, wakes=True),
-                EventRecord(conversation_id="c", seq=2, user_id="bob", shared=b"a receipt", recipients=["alice"]),
-            ]
-            await engines.log.append(EVENTS, 0, [LogEntry(b"", EventBatch(events=records).SerializeToString())])
-            async with (
-                InProcessChannel(InProcessServer(), name="store") as store,
-                open_router(
-                    RouterSettings(),
-                    log=engines.log,
-                    registry=engines.registry,
-                    store_channel=store,
-                    open_gateway_channel=nobody_there,
-                    clock=clock,
-                    metrics=CollectorRegistry(),
-                    rng=rng,
-                ),
-                engines.log.open_consumer(OFFLINE, "push") as consumer,
-            ):
-                if gateways:
-                    async with engines.registry.open_session(Instance("gateway", "g1", "nowhere")):
-                        batch = await consumer.poll(10)
-                else:
-                    batch = await consumer.poll(10)
-                named = [one for record in batch.records for one in OfflineBatch.FromString(record.value).users]
-                return [(one.user_id, one.seq) for one in named], asyncio.get_running_loop().time()
-
-    named, seconds = run_virtual(main, 1, 3600.0)
+    named, seconds, _ = run_virtual(partial(route_to_nobody, gateways, []), 1, 3600.0)
     assert named == [("bob", 1), ("carol", 1)]
     assert 10.0 <= seconds < 25.0
+
+
+def test_a_record_that_can_not_be_parsed_is_passed_over_loudly():
+    """The router that ended at it would end there again, whoever starts it."""
+    named, _, unreadable = run_virtual(partial(route_to_nobody, 0, [b"\x0a\xff"]), 1, 3600.0)
+    assert named == [("bob", 1), ("carol", 1)]
+    assert unreadable == 1
+
+
+async def route_to_nobody(gateways: int, before: list[bytes], rng: Random) -> tuple[list[tuple[str, int]], float, float | None]:
+    """Route two events behind what lies before them; return who is named to push, when, and how many records were unreadable."""
+    topics, clock = {EVENTS: 1, OFFLINE: 1}, VirtualClock()
+    async with open_embedded_engines(None, topics=topics, durable_topics=(), tables=(), clock=clock) as engines:
+
+        @asynccontextmanager
+        async def nobody_there(instance: Instance) -> Any:
+            async with InProcessChannel(None, name=instance.instance_id) as channel:
+                yield channel
+
+        records = [
+            EventRecord(conversation_id="c", seq=1, user_id="alice", shared=b"x", recipients=USERS, wakes=True),
+            EventRecord(conversation_id="c", seq=2, user_id="bob", shared=b"a receipt", recipients=["alice"]),
+        ]
+        values = [*before, EventBatch(events=records).SerializeToString()]
+        await engines.log.append(EVENTS, 0, [LogEntry(b"", value) for value in values])
+        metrics = CollectorRegistry()
+        async with (
+            InProcessChannel(InProcessServer(), name="store") as store,
+            open_router(
+                RouterSettings(),
+                log=engines.log,
+                registry=engines.registry,
+                store_channel=store,
+                open_gateway_channel=nobody_there,
+                clock=clock,
+                metrics=metrics,
+                rng=rng,
+            ),
+            engines.log.open_consumer(OFFLINE, "push") as consumer,
+        ):
+            if gateways:
+                async with engines.registry.open_session(Instance("gateway", "g1", "nowhere")):
+                    batch = await consumer.poll(10)
+            else:
+                batch = await consumer.poll(10)
+            named = [one for record in batch.records for one in OfflineBatch.FromString(record.value).users]
+            unreadable = metrics.get_sample_value("parley_router_unreadable_total")
+            return [(one.user_id, one.seq) for one in named], asyncio.get_running_loop().time(), unreadable
 
 
 class DeadCall:
