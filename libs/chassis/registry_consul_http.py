@@ -88,7 +88,7 @@ class _Http(base.HTTPClient):
             raise RegistryUnavailableError(f"{self._where} does not answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
             raise RegistryUnavailableError(f"{self._where} can't be reached: {error}") from error
-        if answer.code == 403 or "Permission denied" in answer.body[:200]:
+        if answer.code == 403 or (answer.code == 409 and "Permission denied" in answer.body):  # 409: of a transaction's operations
             raise ConsulRefusedError(f"{self._where} refuses {method} {path}: {_first_line(answer.body)}")
         if answer.code >= 500 or answer.code in (400, 401, 429):
             raise RegistryUnavailableError(f"{self._where} answers {answer.code} to {method} {path}: {_first_line(answer.body)}")

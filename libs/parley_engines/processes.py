@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from parley_engines.errors import EngineError
 
 _LEASH: Final = Path(__file__).with_name("leash.py")
+_REAP_SECONDS: Final = 0.002  # threads of a process that ends follow each other within milliseconds
 _POLL_SECONDS: Final = 0.1  # where the system has no event for the end of a process that is not one's child
 
 
@@ -87,7 +88,9 @@ def wait_ended(process: ProcessIdentity, seconds: float) -> bool:
             if watch is not None:
                 os.close(watch)
     with suppress(ChildProcessError):
-        os.waitpid(process.pid, os.WNOHANG)
+        # A process whose main thread has ended looks ended; there is nothing to reap before its other threads have, too.
+        while os.waitpid(process.pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+            time.sleep(_REAP_SECONDS)
     return True
 
 

@@ -51,13 +51,17 @@ class OwnConsul:
 
 
 @contextmanager
-def open_own_consul(folder: Path, configuration: Mapping[str, object] | None = None) -> Iterator[OwnConsul]:
-    """Run it until the block is left, with more of a configuration."""
+def open_own_consul(
+    folder: Path, configuration: Mapping[str, object] | None = None, ports: Mapping[str, int] | None = None
+) -> Iterator[OwnConsul]:
+    """Run it until the block is left, with more of a configuration, and of ports."""
 
     def prepare(place: Place) -> list[str]:
         command = list(CONSUL.prepare(place))
         file = place.folder / "consul.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | dict(configuration or {})))
+        written = json.loads(file.read_text()) | dict(configuration or {})
+        written["ports"] |= dict(ports or {})
+        file.write_text(json.dumps(written))
         return command
 
     engines = engines_of(folder, lambda _: None, ENVIRON, leashed=True)

@@ -7,16 +7,24 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from engine_fixtures import EnginesOfTheRun
 from own_consul import OwnConsul, open_own_consul
 
 from chassis import registry_consul_session
+from chassis.certificates import TlsError
 from chassis.registry import Instance, Registry, RegistryRefusedError, RegistrySession, RegistryUnavailableError
 from chassis.registry_consul import open_consul_registry
 from chassis.registry_consul_http import ConsulSettings
+from parley_engines.ports import free_ports
 
 pytestmark = pytest.mark.engines("consul")
 G1 = Instance("gateway", "g1", "127.0.0.1:1001", "chat.test:443")
@@ -235,3 +243,40 @@ async def test_a_token_that_may_not_is_refused_clearly_and_one_that_may_do_what_
                 await seen.until(lambda seen: seen.holders[-1:] == [{"slots/1": session.session_id}])
                 await seen.until(lambda seen: seen.instances[-1:] == [[G1]])
             await seen.until(lambda seen: seen.instances[-1:] == [[]])
+
+
+# Over TLS
+
+
+def make_tls_files(folder: Path) -> None:
+    """Make a certificate for 127.0.0.1 that signs itself, good for both sides."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "consul")])
+    now, hour = datetime.now(UTC), timedelta(hours=1)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    builder = builder.not_valid_before(now - hour).not_valid_after(now + hour)
+    addresses = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    builder = builder.add_extension(addresses, critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    pem, private = serialization.Encoding.PEM, (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    folder.mkdir()
+    (folder / "cert.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(pem))
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, *private))
+
+
+async def test_consul_over_tls_serves_those_who_trust_it_and_whom_it_trusts(tmp_path: Path, engines: EnginesOfTheRun) -> None:
+    engines.address("consul")
+    make_tls_files(tmp_path / "tls")
+    make_tls_files(tmp_path / "other")
+    certificate, key = tmp_path / "tls" / "cert.pem", tmp_path / "tls" / "key.pem"
+    (port,) = free_ports("127.0.0.1", ["https"], random.Random()).values()
+    files = {"ca_file": str(certificate), "cert_file": str(certificate), "key_file": str(key), "verify_incoming_https": True}
+    both = {"tls_certificate_file": certificate, "tls_key_file": key}
+    with open_own_consul(tmp_path / "consul", files, {"https": port}):
+        address = f"127.0.0.1:{port}"
+        async with registry_at(address, tls_ca_file=certificate, **both) as registry, registry.open_session(G1) as session:
+            assert await session.acquire(["slots/1"])
+        for settings in ({}, {"tls_ca_file": certificate}, {"tls_ca_file": tmp_path / "other" / "cert.pem", **both}):
+            with pytest.raises(RegistryUnavailableError, match=address):
+                await registry_at(address, **settings).__aenter__()
+    with pytest.raises(TlsError, match=r"nosuch\.pem"):
+        await registry_at(address, tls_ca_file=tmp_path / "nosuch.pem").__aenter__()
