@@ -11,7 +11,9 @@ or transactions.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+PARTITION_WRITE_BYTES: Final = 2 * 1024 * 1024  # keys and values: half of what the smallest engine of ours takes as one mutation
 
 
 class Row(NamedTuple):
@@ -53,7 +55,8 @@ class Timeline(Protocol):
 
     async def write(self, rows: Sequence[Row]) -> None:
         """Write rows, grouped however serves the engine. All rows of one (table, partition) are applied together or not at all,
-        and readers see them together; nothing is promised across partitions. A row stands once in `rows`.
+        and readers see them together; nothing is promised across partitions. A row stands once in `rows`, and those of one
+        partition have PARTITION_WRITE_BYTES at most: engines refuse more, some sooner than others.
 
         Raises TimelineUnavailableError: any subset of partitions may have been applied, in any order, also after the error came.
         """

@@ -137,8 +137,8 @@ class Applier:
             self._decide(memory, batch.partition, item, work, letters)
         first, second = work.rows()
         decided_at = self._clock.monotonic()
-        if first:
-            await self._timeline.write(first)
+        for piece in rows.pieces(first):
+            await self._timeline.write(piece)
         rows_at = self._clock.monotonic()
         if letters:  # before the states, which would hide at a second try that these records were undecidable
             await self._log.append(DEAD_LETTERS, batch.partition, letters)

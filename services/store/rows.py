@@ -7,10 +7,10 @@
 | inbox | user | conversation -> InboxRow |
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from chassis.timeline import Cell, Point, Row
+from chassis.timeline import PARTITION_WRITE_BYTES, Cell, Point, Row
 from parley.store.v1.rows_pb2 import DedupeRow, HeadRow, InboxRow, MemberRow
 from services.store import encoding
 from services.store.decide import Fate
@@ -27,6 +27,18 @@ BUCKET_BITS: Final = 10  # 1,024 events a partition: 0.2 MB at 100 bytes, 16 MB 
 WEEK_MS: Final = 7 * 24 * 3600 * 1000
 LOG_STEP_MS: Final = 24 * 3600 * 1000  # how far log time may jump back: clocks may be wrong by an hour, and this costs nothing
 DEDUPE_TTL_SECONDS: Final = (14 + 7) * 24 * 3600  # what decide remembers, and a week that a store may lag behind
+
+
+def pieces(rows: Sequence[Row], max_bytes: int = PARTITION_WRITE_BYTES) -> Iterator[Sequence[Row]]:
+    """Cut rows into writes of at most `max_bytes`, nearly always one: for rows that need not appear together."""
+    first = size = 0
+    for index, row in enumerate(rows):
+        size += len(row.key) + len(row.value)
+        if size > max_bytes and index > first:
+            yield rows[first:index]
+            first, size = index, len(row.key) + len(row.value)
+    if rows:
+        yield rows[first:] if first else rows
 
 
 def seq_key(seq: int) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from worlds import TimelineWorld
 
-from chassis.timeline import Cell, Point, Row, Timeline
+from chassis.timeline import PARTITION_WRITE_BYTES, Cell, Point, Row, Timeline
 
 TABLES = ("events", "inbox")
 NAMES = ["a", "A", "it's", 'say "x"', "ünïcödé", "מילה", "🙂", "a\x00b", "x" * 1_000]  # partitions are text of any kind
@@ -108,6 +108,13 @@ async def test_large_values_come_back_whole(timeline: Timeline) -> None:
     value = bytes(range(256)) * 2_000
     await timeline.write([row("p", b"k", value)])
     assert await value_of(timeline, "p", b"k") == value
+
+
+async def test_a_partition_takes_as_much_as_the_port_says(timeline: Timeline) -> None:
+    value = bytes(PARTITION_WRITE_BYTES // 128 - 1)
+    await timeline.write([row("p", b"%c" % n, value) for n in range(128)])
+    assert await timeline.read_range("events", "p", b"", b"\xff", 200) == [Cell(b"%c" % n, value) for n in range(128)]
+    assert (await timeline.read_partitions("events", ["p"]))["p"][-1] == Cell(b"\x7f", value)
 
 
 async def test_rows_of_a_partition_appear_together(timeline: Timeline) -> None:

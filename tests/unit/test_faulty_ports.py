@@ -14,7 +14,7 @@ from chassis.testing.faults import Engine, Faults, Life, Trace
 from chassis.testing.faulty_log import FaultyLog, LogEngine
 from chassis.testing.faulty_timeline import FaultyTimeline
 from chassis.testing.virtual_loop import VirtualClock, run_virtual
-from chassis.timeline import Row, TimelineUnavailableError
+from chassis.timeline import PARTITION_WRITE_BYTES, Row, TimelineUnavailableError
 
 GROUPS = [f"p{number}" for number in range(8)]
 ROWS = [Row("t", partition, key, b"v", 1) for partition in GROUPS for key in (b"a", b"b")]
@@ -218,3 +218,13 @@ def test_swarms_leave_some_kinds_out_and_keep_shares():
     assert {rates[faults.COMMIT_LAGS] for rates in drawn} == {faults.RATES[faults.COMMIT_LAGS]}
     assert 0.0 in {rates[faults.CRASH] for rates in drawn}
     assert max(rate for rates in drawn for rate in rates.values()) <= 1.0
+
+
+@on_virtual_time
+async def test_rows_that_engines_refuse_for_their_size_are_found():
+    async with open_ports({}) as ports:
+        _, timeline, _ = ports.process("a")
+        half = bytes(PARTITION_WRITE_BYTES // 2)
+        await timeline.write([Row("t", name, b"", half, 1) for name in "abc"])
+        with pytest.raises(AssertionError, match="bytes in one write"):
+            await timeline.write([Row("t", "p", key, half, 1) for key in (b"a", b"b")])

@@ -1,6 +1,7 @@
 """A Timeline as bad as the port allows: the real implementation behind a bad network, for one process."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from chassis.testing.faults import (
@@ -15,7 +16,7 @@ from chassis.testing.faults import (
     FaultStream,
     Life,
 )
-from chassis.timeline import Cell, Point, Row, Timeline, TimelineUnavailableError
+from chassis.timeline import PARTITION_WRITE_BYTES, Cell, Point, Row, Timeline, TimelineUnavailableError
 
 
 class FaultyTimeline:
@@ -24,6 +25,8 @@ class FaultyTimeline:
     A write that fails applies any subset of its (table, partition) groups, in any order, some of them long after the error. One
     whose caller is cancelled goes on. Groups of one write, and partitions of one read, may be seen at different moments. What is
     kept: a group is atomic, and a read sees every write that returned before it began.
+
+    AssertionError where a partition's rows are more than the port allows: what is behind this may take what others refuse.
     """
 
     def __init__(self, inner: Timeline, engine: Engine, stream: FaultStream, life: Life) -> None:
@@ -33,10 +36,18 @@ class FaultyTimeline:
         self._life = life
 
     async def write(self, rows: Sequence[Row]) -> None:
+        self._judge(rows)
         step = f"write to {' '.join(sorted({row.table for row in rows}))}"
         await self._life.step(f"before {step}")
         await self._engine.ask(self._write(rows, step))
         await self._life.step(f"after {step}")
+
+    def _judge(self, rows: Sequence[Row]) -> None:
+        sizes: Counter[tuple[str, str]] = Counter()
+        for row in rows:
+            sizes[row.table, row.partition] += len(row.key) + len(row.value)
+        for place, size in sizes.items():
+            assert size <= PARTITION_WRITE_BYTES, f"{place}: {size} bytes in one write"
 
     async def _write(self, rows: Sequence[Row], step: str) -> None:
         stream = self._stream
