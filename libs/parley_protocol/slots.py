@@ -4,6 +4,7 @@ Gateways and routers compute alike, and only they: a client is told where to go.
 mean the same slot to all of them.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -30,6 +31,11 @@ def slot_of_key(key: str) -> int | None:
     """Return whose lock a key is, None for another one's."""
     name = key.removeprefix(SLOT_PREFIX)
     return int(name) if name != key and name.isascii() and name.isdecimal() else None
+
+
+def fingerprint(epochs: Mapping[int, tuple[str, int]]) -> int:
+    """Return one number over slots and their epochs (session, lock index), never 0: to stamp a frame with all of them at once."""
+    return xxh64_intdigest(repr(sorted((slot, *epoch) for slot, epoch in epochs.items())).encode()) or 1
 
 
 def rank(instance_id: str, slot: int) -> int:

@@ -8,7 +8,7 @@ from chassis.testing.faulty_registry import RegistryEngine
 from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, DeliverResponse
 from parley_checker.guarantees import Guarantee
 from parley_checker.verdict import Fault, Verdict
-from parley_protocol.slots import slot_key
+from parley_protocol.slots import fingerprint, slot_key
 from services.gateway.app import Gateway
 
 
@@ -49,7 +49,14 @@ class OwnershipJudge:
                 stamped.add(slot)
                 if slot not in refused and held.get(slot) != Epoch(stamp.session_id, lock_index):
                     self._epochs.append(f"{name} took users of slot {slot} under an epoch that is not its own")
+        if request.all_slots and not refused:
+            self._frames += 1
+            stamped.update(held)
+            if fingerprint(held) != request.all_slots or len(held) != gateway.slots.count:
+                self._epochs.append(f"{name} took users of all slots under epochs that are not its own")
         for event in request.events:
+            if refused and request.all_slots:
+                break
             for user in event.recipients:
                 if gateway.slots.slot_of(user) not in stamped:
                     self._epochs.append(f"{name} was sent an event for {user} without his slot's epoch")

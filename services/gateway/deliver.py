@@ -82,7 +82,10 @@ class GatewayRpc(GatewayServiceServicer):
 
     def deliver(self, request: DeliverRequest) -> DeliverResponse:
         """Queue everything for those who are here under the epochs that the router names, and say who was not reached."""
-        refused = self._refused(request.epochs)
+        if request.all_slots:
+            refused = set() if request.all_slots == self._slots.fingerprint else set(range(self._slots.count))
+        else:
+            refused = self._refused(request.epochs)
         events: Iterable[EventRecord] = request.events
         if refused:
             events = [self._without(event, refused) for event in events]

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from chassis.rate import TokenBucket
 from chassis.registry import Epoch, Holder, Instance
 from parley.api.v1.messaging_service_pb2 import GoAwayReason
-from parley_protocol.slots import DRAINING_PREFIX, rank, slot_of, slot_of_key
+from parley_protocol.slots import DRAINING_PREFIX, fingerprint, rank, slot_of, slot_of_key
 from services.gateway.goodbyes import Goodbye
 
 KEYS_A_TRANSACTION: Final = 64  # Consul's bound
@@ -52,6 +52,7 @@ class Slots:
         """Begin without a slot. `alone`: no other gateway is, or ever was, in the registry, so there is nothing to wait for."""
         self.alone = alone
         self.epochs: dict[int, Epoch] = {}
+        self._fingerprint = 0  # of the epochs; 0: to be computed
         self.since: dict[int, float] = {}  # when a slot that is served here came from elsewhere
         self.draining = False
         self.public_address = ""  # where devices find this gateway
@@ -138,7 +139,15 @@ class Slots:
         self._addresses.setdefault(holder.instance_id, address)
         return self._end(slot, holder)
 
+    @property
+    def fingerprint(self) -> int:
+        """Return one number over all that is served here."""
+        if not self._fingerprint:
+            self._fingerprint = fingerprint(self.epochs)
+        return self._fingerprint
+
     def _begin(self, slot: int, epoch: Epoch, now: float) -> None:
+        self._fingerprint = 0
         if slot not in self.epochs:
             self.since[slot] = now
         self.epochs[slot] = epoch
@@ -146,6 +155,7 @@ class Slots:
         self._refused.pop(slot, None)
 
     def _end(self, slot: int, holder: Holder) -> Ended:
+        self._fingerprint = 0
         del self.epochs[slot], self.since[slot]
         self._let_go.pop(slot, None)
         return Ended(slot, self._addresses.get(holder.instance_id, ""))

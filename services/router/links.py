@@ -13,16 +13,8 @@ import structlog
 from chassis.clock import Clock
 from chassis.registry import Instance, Registry
 from chassis.tasks import Tasks, open_tasks
-from parley.gateway.v1.gateway_service_pb2 import (
-    DeliverRequest,
-    DeliverResponse,
-    ListSessionsRequest,
-    NoteOwnersRequest,
-    SlotEpochs,
-    SlotMove,
-)
+from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, DeliverResponse, ListSessionsRequest, NoteOwnersRequest, SlotMove
 from parley.gateway.v1.gateway_service_pb2_grpc import GatewayServiceStub
-from parley.log.v1.records_pb2 import EventRecord
 from parley_protocol.slots import GATEWAYS, SLOT_PREFIX
 from services.router.config import RouterSettings
 from services.router.metrics import RouterMetrics
@@ -111,10 +103,8 @@ class GatewayLink:
         """Let go of the frames that hold users of slots which are another gateway's now."""
         _raise_in((future for future, held in self._frames.items() if not held.isdisjoint(slots)), SlotsMovedError)
 
-    async def deliver(
-        self, events: Sequence[EventRecord], epochs: Sequence[SlotEpochs] = (), slots: AbstractSet[int] = frozenset()
-    ) -> DeliverResponse | None:
-        """Return the gateway's answer, None once it could not be reached for `unreachable_seconds`.
+    async def deliver(self, request: DeliverRequest, slots: AbstractSet[int] = frozenset()) -> DeliverResponse | None:
+        """Send a frame with users of slots; return the answer, None once the gateway was not reached for `unreachable_seconds`.
 
         After a broken stream the frame is sent again: devices drop what they have. Raises SlotsMovedError.
         """
@@ -127,7 +117,7 @@ class GatewayLink:
                 async with asyncio.timeout(left):
                     if not self._open:
                         await self._wait_open(slots)
-                    return await self._send(events, epochs, slots)
+                    return await self._send(request, slots)
             except (LinkBrokenError, TimeoutError):
                 continue
         if self._open:  # it takes frames and answers none: as good as gone, until it answers on a new stream
@@ -145,13 +135,14 @@ class GatewayLink:
         finally:
             del self._opening[future], self._frames[future]
 
-    async def _send(self, events: Sequence[EventRecord], epochs: Sequence[SlotEpochs], slots: AbstractSet[int]) -> DeliverResponse:
+    async def _send(self, request: DeliverRequest, slots: AbstractSet[int]) -> DeliverResponse:
         async with self._writing:
             call = self._call
             self._number = number = self._number + 1
             waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
             try:
-                await call.write(DeliverRequest(number=number, events=events, epochs=epochs))
+                request.number = number
+                await call.write(request)
             except (asyncio.InvalidStateError, asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.AioRpcError) as error:
                 self._waiting.pop(number, None)
                 task = asyncio.current_task()

@@ -16,7 +16,7 @@ from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogUnavailableError
 from chassis.tasks import Tasks
-from parley.gateway.v1.gateway_service_pb2 import Unreached
+from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, Unreached
 from parley.log.v1.records_pb2 import EventBatch, EventRecord, OfflineBatch, OfflineRecord
 from parley.store.v1.store_service_pb2 import ListRecipientsRequest
 from parley.store.v1.store_service_pb2_grpc import StoreServiceStub
@@ -164,7 +164,12 @@ class Router:
         frames = _frames(part.events, self._settings.frame_bytes)
         for index, frame in enumerate(frames):
             try:
-                answer = await link.deliver(frame, table.stamps(part.slots), part.slots)
+                request = DeliverRequest(events=frame)
+                if part.all_slots:
+                    request.all_slots = part.all_slots
+                else:
+                    request.epochs.extend(table.stamps(part.slots))
+                answer = await link.deliver(request, part.slots)
             except SlotsMovedError:
                 left.extend(event for rest in frames[index:] for event in rest)
                 break

@@ -4,12 +4,13 @@ A table outlives the registry's silence: an owner is believed in until another o
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from chassis.registry import Epoch, Holder
 from parley.gateway.v1.gateway_service_pb2 import SlotEpochs
 from parley.log.v1.records_pb2 import EventRecord
-from parley_protocol.slots import slot_of, slot_of_key
+from parley_protocol.slots import fingerprint, slot_of, slot_of_key
 
 
 class Move(NamedTuple):
@@ -23,11 +24,12 @@ class Move(NamedTuple):
 class Part:
     """What one gateway gets of a batch: events cut to its users, and their slots."""
 
-    __slots__ = ("events", "slots")
+    __slots__ = ("all_slots", "events", "slots")
 
     def __init__(self) -> None:
         self.events: list[EventRecord] = []
-        self.slots: set[int] = set()
+        self.slots: AbstractSet[int] = set()
+        self.all_slots = 0  # their fingerprint, if the gateway owns all
 
 
 class SlotTable:
@@ -37,6 +39,8 @@ class SlotTable:
         self._count = slot_count
         self._owners: dict[int, Holder] = {}
         self._sole = ""  # the one gateway that owns all slots, if there is such a one
+        self._all_slots = 0  # their fingerprint then
+        self._every_slot = frozenset(range(slot_count))
 
     def slot_of(self, user_id: str) -> int:
         """Return a user's slot."""
@@ -77,6 +81,8 @@ class SlotTable:
     def _look_for_sole(self) -> None:
         names = {holder.instance_id for holder in self._owners.values()} if len(self._owners) == self._count else set()
         self._sole = names.pop() if len(names) == 1 else ""
+        if self._sole:
+            self._all_slots = fingerprint({slot: holder.epoch for slot, holder in self._owners.items()})
 
     def stamps(self, slots: Iterable[int]) -> list[SlotEpochs]:
         """Return slots, all of them known, with their epochs."""
@@ -98,15 +104,10 @@ class SlotTable:
         """
         parts: dict[str, Part] = {}
         homeless: list[EventRecord] = []
-        count = self._count
         if self._sole:
             part = parts[self._sole] = Part()
             part.events.extend(events)
-            for event in events:
-                if event.own or event.actor:
-                    part.slots.add(slot_of(event.user_id, count))
-                for user_id in event.recipients:
-                    part.slots.add(slot_of(user_id, count))
+            part.slots, part.all_slots = self._every_slot, self._all_slots
             return parts, homeless
         for event in events:
             self._split_one(event, parts, homeless)
@@ -155,7 +156,7 @@ class SlotTable:
                 continue
             part = parts.setdefault(name, Part())
             part.events.append(cut)
-            part.slots |= slots
+            part.slots = part.slots | slots
 
 
 def refused_of(events: Sequence[EventRecord], refused: frozenset[int], table: SlotTable) -> list[EventRecord]:

@@ -13,14 +13,14 @@ from chassis.clock import Clock, SystemClock
 from chassis.embedded import open_embedded_engines
 from chassis.eventlog import EventLog
 from chassis.inprocess import InProcessChannel, InProcessServer
-from chassis.registry import Epoch
+from chassis.registry import Epoch, Holder
 from chassis.testing.virtual_loop import VirtualClock, run_virtual
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, NoteOwnersRequest, SlotEpochs, SlotMove
 from parley.log.v1.records_pb2 import EventRecord, OfflineBatch
 from parley_protocol.frames import HEARTBEAT_FIELD
-from parley_protocol.slots import SLOT_COUNT, slot_of
+from parley_protocol.slots import SLOT_COUNT, fingerprint, slot_of
 from parley_protocol.topics import COMMANDS, OFFLINE
 from services.gateway.app import Gateway, open_gateway
 from services.gateway.config import GatewaySettings
@@ -146,6 +146,20 @@ async def test_users_of_slots_under_another_epoch_get_nothing_and_the_router_is_
     assert here.got() == {("alice", "phone"): len(OWN)}
     assert sorted(here.answer.refused_slots) == sorted((bob, carol))
     assert [(one.owner_id, one.session_id, *one.slots, *one.lock_indexes) for one in here.answer.owners] == [("g1", "s1", bob, bob)]
+
+
+async def test_all_slots_at_once_are_stamped_with_one_number_and_refused_with_another():
+    here = Here(("bob", "phone"))
+    for slot in range(SLOT_COUNT):
+        here.slots.on_acquired([slot], {slot: Epoch("s1", slot)}, -1e9)
+    stamp = fingerprint(here.slots.epochs)
+    assert here.rpc.deliver(DeliverRequest(events=[sent(["bob"])], all_slots=stamp)).refused_slots == []
+    assert here.got() == {("bob", "phone"): len(SHARED)}
+    here.slots.on_told(slot_of("alice"), Epoch("s1", slot_of("alice")), Holder("g2", Epoch("s2", 1)), "")
+    answer = here.rpc.deliver(DeliverRequest(events=[sent(["bob"])], all_slots=stamp))
+    assert len(answer.refused_slots) == SLOT_COUNT
+    assert sum(len(owner.slots) for owner in answer.owners if owner.owner_id == "g1") == SLOT_COUNT - 1
+    assert here.got() == {("bob", "phone"): len(SHARED)}
 
 
 async def test_another_session_s_epoch_is_refused():

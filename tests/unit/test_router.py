@@ -16,7 +16,7 @@ from chassis.eventlog import LogEntry
 from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.registry import Instance
 from chassis.testing.virtual_loop import VirtualClock, run_virtual
-from parley.gateway.v1.gateway_service_pb2 import DeliverResponse
+from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, DeliverResponse
 from parley.log.v1.records_pb2 import EventBatch, EventRecord, MembershipChange, OfflineBatch
 from parley.store.v1.store_service_pb2 import ListRecipientsResponse, Recipient
 from parley_protocol.topics import EVENTS, OFFLINE
@@ -193,9 +193,9 @@ def test_a_frame_for_a_dead_stream_waits_for_the_next_one_and_gives_up_in_time(e
         link = GatewayLink(Instance("gateway", "g1", ""), dead, settings, clock)
         reading = asyncio.create_task(link.run(RouterMetrics(CollectorRegistry()), rng))
         await asyncio.sleep(1)
-        assert await link.deliver([EventRecord(conversation_id="c")]) is None
+        assert await link.deliver(DeliverRequest(events=[EventRecord(conversation_id="c")])) is None
         assert clock.monotonic() >= settings.unreachable_seconds + 1
-        assert await link.deliver([EventRecord(conversation_id="c")]) is None
+        assert await link.deliver(DeliverRequest(events=[EventRecord(conversation_id="c")])) is None
         assert clock.monotonic() < settings.unreachable_seconds + 2, "of a gateway that is gone nobody waits again"
         reading.cancel()
         await asyncio.wait([reading])

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from parley.log.v1 import records_pb2 as parley_dot_log_dot_v1_dot_records__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'parley/gateway/v1/gateway_service.proto\x12\x11parley.gateway.v1\x1a\x1bparley/log/v1/records.proto\"\x8f\x01\n\x0e\x44\x65liverRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12*\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1a.parley.log.v1.EventRecord\x12-\n\x06\x65pochs\x18\x03 \x03(\x0b\x32\x1d.parley.gateway.v1.SlotEpochs\x12\x12\n\nslot_count\x18\x04 \x01(\r\"W\n\nSlotEpochs\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05slots\x18\x02 \x03(\r\x12\x14\n\x0clock_indexes\x18\x03 \x03(\x04\x12\x10\n\x08owner_id\x18\x04 \x01(\t\"\x98\x01\n\x0f\x44\x65liverResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12/\n\tunreached\x18\x02 \x03(\x0b\x32\x1c.parley.gateway.v1.Unreached\x12\x15\n\rrefused_slots\x18\x03 \x03(\r\x12-\n\x06owners\x18\x04 \x03(\x0b\x32\x1d.parley.gateway.v1.SlotEpochs\"B\n\tUnreached\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"\'\n\x13ListSessionsRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"(\n\x14ListSessionsResponse\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"?\n\x11NoteOwnersRequest\x12*\n\x05moves\x18\x01 \x03(\x0b\x32\x1b.parley.gateway.v1.SlotMove\"\x14\n\x12NoteOwnersResponse\"\x9d\x01\n\x08SlotMove\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\nlock_index\x18\x03 \x01(\x04\x12\x10\n\x08owner_id\x18\x04 \x01(\t\x12\x18\n\x10owner_session_id\x18\x05 \x01(\t\x12\x18\n\x10owner_lock_index\x18\x06 \x01(\x04\x12\x15\n\rowner_address\x18\x07 \x01(\t2\xa2\x02\n\x0eGatewayService\x12T\n\x07\x44\x65liver\x12!.parley.gateway.v1.DeliverRequest\x1a\".parley.gateway.v1.DeliverResponse(\x01\x30\x01\x12_\n\x0cListSessions\x12&.parley.gateway.v1.ListSessionsRequest\x1a\'.parley.gateway.v1.ListSessionsResponse\x12Y\n\nNoteOwners\x12$.parley.gateway.v1.NoteOwnersRequest\x1a%.parley.gateway.v1.NoteOwnersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'parley/gateway/v1/gateway_service.proto\x12\x11parley.gateway.v1\x1a\x1bparley/log/v1/records.proto\"\xa2\x01\n\x0e\x44\x65liverRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12*\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1a.parley.log.v1.EventRecord\x12-\n\x06\x65pochs\x18\x03 \x03(\x0b\x32\x1d.parley.gateway.v1.SlotEpochs\x12\x12\n\nslot_count\x18\x04 \x01(\r\x12\x11\n\tall_slots\x18\x05 \x01(\x06\"W\n\nSlotEpochs\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05slots\x18\x02 \x03(\r\x12\x14\n\x0clock_indexes\x18\x03 \x03(\x04\x12\x10\n\x08owner_id\x18\x04 \x01(\t\"\x98\x01\n\x0f\x44\x65liverResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12/\n\tunreached\x18\x02 \x03(\x0b\x32\x1c.parley.gateway.v1.Unreached\x12\x15\n\rrefused_slots\x18\x03 \x03(\r\x12-\n\x06owners\x18\x04 \x03(\x0b\x32\x1d.parley.gateway.v1.SlotEpochs\"B\n\tUnreached\x12\x17\n\x0f\x63onversation_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x0f\n\x07user_id\x18\x03 \x01(\t\"\'\n\x13ListSessionsRequest\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"(\n\x14ListSessionsResponse\x12\x10\n\x08user_ids\x18\x01 \x03(\t\"?\n\x11NoteOwnersRequest\x12*\n\x05moves\x18\x01 \x03(\x0b\x32\x1b.parley.gateway.v1.SlotMove\"\x14\n\x12NoteOwnersResponse\"\x9d\x01\n\x08SlotMove\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x12\n\nlock_index\x18\x03 \x01(\x04\x12\x10\n\x08owner_id\x18\x04 \x01(\t\x12\x18\n\x10owner_session_id\x18\x05 \x01(\t\x12\x18\n\x10owner_lock_index\x18\x06 \x01(\x04\x12\x15\n\rowner_address\x18\x07 \x01(\t2\xa2\x02\n\x0eGatewayService\x12T\n\x07\x44\x65liver\x12!.parley.gateway.v1.DeliverRequest\x1a\".parley.gateway.v1.DeliverResponse(\x01\x30\x01\x12_\n\x0cListSessions\x12&.parley.gateway.v1.ListSessionsRequest\x1a\'.parley.gateway.v1.ListSessionsResponse\x12Y\n\nNoteOwners\x12$.parley.gateway.v1.NoteOwnersRequest\x1a%.parley.gateway.v1.NoteOwnersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,23 +33,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'parley.gateway.v1.gateway_s
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DELIVERREQUEST']._serialized_start=92
-  _globals['_DELIVERREQUEST']._serialized_end=235
-  _globals['_SLOTEPOCHS']._serialized_start=237
-  _globals['_SLOTEPOCHS']._serialized_end=324
-  _globals['_DELIVERRESPONSE']._serialized_start=327
-  _globals['_DELIVERRESPONSE']._serialized_end=479
-  _globals['_UNREACHED']._serialized_start=481
-  _globals['_UNREACHED']._serialized_end=547
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=549
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=588
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=590
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=630
-  _globals['_NOTEOWNERSREQUEST']._serialized_start=632
-  _globals['_NOTEOWNERSREQUEST']._serialized_end=695
-  _globals['_NOTEOWNERSRESPONSE']._serialized_start=697
-  _globals['_NOTEOWNERSRESPONSE']._serialized_end=717
-  _globals['_SLOTMOVE']._serialized_start=720
-  _globals['_SLOTMOVE']._serialized_end=877
-  _globals['_GATEWAYSERVICE']._serialized_start=880
-  _globals['_GATEWAYSERVICE']._serialized_end=1170
+  _globals['_DELIVERREQUEST']._serialized_end=254
+  _globals['_SLOTEPOCHS']._serialized_start=256
+  _globals['_SLOTEPOCHS']._serialized_end=343
+  _globals['_DELIVERRESPONSE']._serialized_start=346
+  _globals['_DELIVERRESPONSE']._serialized_end=498
+  _globals['_UNREACHED']._serialized_start=500
+  _globals['_UNREACHED']._serialized_end=566
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=568
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=607
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=609
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=649
+  _globals['_NOTEOWNERSREQUEST']._serialized_start=651
+  _globals['_NOTEOWNERSREQUEST']._serialized_end=714
+  _globals['_NOTEOWNERSRESPONSE']._serialized_start=716
+  _globals['_NOTEOWNERSRESPONSE']._serialized_end=736
+  _globals['_SLOTMOVE']._serialized_start=739
+  _globals['_SLOTMOVE']._serialized_end=896
+  _globals['_GATEWAYSERVICE']._serialized_start=899
+  _globals['_GATEWAYSERVICE']._serialized_end=1189
 # @@protoc_insertion_point(module_scope)

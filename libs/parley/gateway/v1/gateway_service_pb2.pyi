@@ -27,12 +27,15 @@ class DeliverRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
     SLOT_COUNT_FIELD_NUMBER: _builtins.int
+    ALL_SLOTS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counted from 1 on each stream; 0: the first frame, which only asks for an answer."""
     slot_count: _builtins.int
     """Set in the first frame: into how many slots the router hashes users. A gateway that has another
     number ends the stream with FAILED_PRECONDITION.
     """
+    all_slots: _builtins.int
+    """Instead of epochs, where the gateway owns all slots: one number over the epochs of all of them."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.EventRecord]:
         """As the store made them, cut to what concerns this gateway: the recipients whose slots it owns;
@@ -52,10 +55,11 @@ class DeliverRequest(_message.Message):
         events: _abc.Iterable[_records_pb2.EventRecord] | None = ...,
         epochs: _abc.Iterable[Global___SlotEpochs] | None = ...,
         slot_count: _builtins.int = ...,
+        all_slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "events", b"events", "number", b"number", "slot_count", b"slot_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_slots", b"all_slots", "epochs", b"epochs", "events", b"events", "number", b"number", "slot_count", b"slot_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
