@@ -136,7 +136,8 @@ class Slots:
         self._told[slot] = epoch
         if self._holders is not None:
             self._holders[slot] = holder
-        self._addresses.setdefault(holder.instance_id, address)
+        if address:
+            self._addresses.setdefault(holder.instance_id, address)
         return self._end(slot, holder)
 
     @property

@@ -147,7 +147,7 @@ class SlotTable:
                 )
                 if users:
                     cut.shared = event.shared
-                if here or name == event.gateway_id:
+                if here or (name and name == event.gateway_id):
                     cut.own = own
                 if here:
                     cut.actor = actor
