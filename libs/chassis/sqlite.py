@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import structlog
 
 from chassis.executor import Executor
-from chassis.sqlite_trouble import trouble_of
+from chassis.sqlite_checkpoints import COMMIT_CHECKPOINT_PAGES, Checkpoints, Lane
+from chassis.sqlite_trouble import StorageError as StorageError
+from chassis.sqlite_trouble import storage_error, trouble_of
 from chassis.tasks import open_tasks
 
 T = TypeVar("T")
@@ -37,16 +39,6 @@ _CACHED_STATEMENTS: Final = 512
 # A file that only grows at its end (`FULL` here: the log) never reads back, and gets none.
 _WRITER_CACHE_KIB: Final = {"FULL": 2 << 10, "NORMAL": 32 << 10}
 
-# How often the write-ahead log is copied into the file, beside the writer: so often that it keeps to about this many pages (32 MB)
-# at the rate of the last time, and no more often. Each time the writer waits for the disk, 5 to 15 ms, and all with it: at four
-# times a second that was what one message in twenty met. Left to SQLite, a commit does it, and waits for all of it.
-_CHECKPOINT_AIM_PAGES: Final = 8_000
-_CHECKPOINT_MIN_SECONDS: Final = 0.25
-_CHECKPOINT_MAX_SECONDS: Final = 4.0
-
-# Pages in the log (128 MB) from which commits do it after all: the bound, if copying beside the writer can't keep up.
-_CHECKPOINT_PAGES: Final = 32_000
-
 # Rows that a file which waits for no disk (`NORMAL`) takes or gives at once, on the loop, instead of by way of a thread: a
 # millisecond at most. A thread has to win the interpreter's lock back for every statement, up to 5 ms each where the loop is busy:
 # measured at 800 messages a second on a crowded machine, half of all waited for 93 ms with threads and for 16 ms without.
@@ -64,10 +56,6 @@ _log = structlog.get_logger()
 # How long a failed commit speaks for the file, in seconds: longer than anybody waits who tries again, and no dead end where nobody
 # does.
 _TROUBLE_SECONDS: Final = 5.0
-
-
-class StorageError(Exception):
-    """The file did not take or give data. After a write: a restart may bring it up nonetheless, if the commit failed midway."""
 
 
 class _Job(Generic[T]):
@@ -102,30 +90,17 @@ class _Job(Generic[T]):
             self.future.set_exception(self.error)
 
 
-class _Lane(NamedTuple):
-    """A connection and the executor on which alone it is used."""
-
-    executor: Executor
-    connection: sqlite3.Connection
-
-    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        return await self.executor.run(function, self.connection)
-
-
 class SqliteDatabase:
     """One database file, opened by `open_sqlite_database` or, in memory, by `open_memory_database`."""
 
     def __init__(
-        self, name: str, *, writer: _Lane, reader: _Lane, checkpointer: _Lane, prompt: sqlite3.Connection | None = None
+        self, name: str, *, writer: Lane, reader: Lane, checkpointer: Lane, prompt: sqlite3.Connection | None = None
     ) -> None:
         self.name = name
         self._prompt = prompt  # for small reads on the loop; where there is one, small writes are done there too
-        self._writer_lent = False  # to a checkpoint, on its thread: who used it meanwhile would wait for the disk
         self._writer = writer
         self._reader = reader
-        self._checkpointer = checkpointer
-        self._checkpointing = asyncio.Lock()  # the second of two at once would be turned away
-        self._committed = asyncio.Event()
+        self._checkpoints = Checkpoints(name, writer, checkpointer)
         self._queue: deque[_Job[Any]] = deque()
         self._running: list[_Job[Any]] = []
         self._wake = asyncio.Event()
@@ -162,7 +137,7 @@ class SqliteDatabase:
             raise StorageError(f"{self.name}: {_QUEUE_JOBS} writes wait already")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         job = _Job(function, future, committed, rows, single)
-        if self._prompt is not None and rows <= PROMPT_ROWS and not (self._queue or self._running or self._writer_lent):
+        if rows <= PROMPT_ROWS and self._is_prompt and not (self._queue or self._running):
             self._finish([job], _commit(self.name, [job], self._writer.connection))  # nobody to share with: no turn of the loop
         else:
             self._queue.append(job)
@@ -180,39 +155,19 @@ class SqliteDatabase:
                 return function(self._prompt)
             return await self._reader.run(function)
         except sqlite3.Error as error:
-            raise _storage_error(self.name, error) from error
+            raise storage_error(self.name, error) from error
 
     async def make_durable(self) -> bool:
         """Force all that is committed to the disk, with `NORMAL` too; False if a reader's hold put it off."""
         try:
-            async with self._checkpointing:
-                return (await self._checkpointer.run(_checkpoint))[0]
+            return await self._checkpoints.make_durable()
         except sqlite3.Error as error:
-            raise _storage_error(self.name, error) from error
+            raise storage_error(self.name, error) from error
 
-    async def _run_checkpoints(self) -> None:
-        """Copy the log into the file from time to time: most of it beside the writer, then the rest, so that it can start anew."""
-        told = False
-        interval = _CHECKPOINT_MIN_SECONDS
-        while True:
-            await self._committed.wait()
-            await asyncio.sleep(interval)
-            self._committed.clear()
-            try:
-                async with self._checkpointing:
-                    _, pages = await self._checkpointer.run(_checkpoint)
-                    self._writer_lent = True
-                    await self._writer.run(_checkpoint)
-                aim = interval * _CHECKPOINT_AIM_PAGES / max(pages, 1)
-                interval = min(max(aim, _CHECKPOINT_MIN_SECONDS), _CHECKPOINT_MAX_SECONDS)
-            except sqlite3.Error as error:  # the disk's trouble: writes report it; the log grows meanwhile
-                if not told:
-                    _log.warning("checkpoint put off", error=str(_storage_error(self.name, error)))
-                told = True
-            else:
-                told = False
-            finally:
-                self._writer_lent = False
+    @property
+    def _is_prompt(self) -> bool:
+        """Whether a small commit is a matter of microseconds now."""
+        return self._prompt is not None and not self._checkpoints.commits_wait
 
     async def _run_writer(self) -> None:
         """Commit what is queued until closed and empty."""
@@ -222,17 +177,18 @@ class SqliteDatabase:
             while self._queue:
                 self._running = [self._queue.popleft() for _ in range(min(len(self._queue), _TRANSACTION_JOBS))]
                 commit = partial(_commit, self.name, self._running)
-                if self._prompt is None or self._writer_lent or sum(job.rows for job in self._running) > PROMPT_ROWS:
-                    failure = await self._writer.run(commit)
-                else:
+                if self._is_prompt and sum(job.rows for job in self._running) <= PROMPT_ROWS:
                     failure = commit(self._writer.connection)
+                else:
+                    self._checkpoints.on_commit_begun()
+                    failure = await self._writer.run(commit)
                 running, self._running = self._running, []
                 self._finish(running, failure)
 
     def _finish(self, jobs: Sequence[_Job[Any]], failure: StorageError | None) -> None:
         """Note how a transaction ended, and tell its callers."""
         if failure is None:
-            self._committed.set()
+            self._checkpoints.on_committed(sum(job.rows for job in jobs))
         else:
             self._failed_at = asyncio.get_running_loop().time()
         self._failure = failure
@@ -284,7 +240,7 @@ def _commit(name: str, jobs: Sequence[_Job[Any]], connection: sqlite3.Connection
                 connection.execute("ROLLBACK")
             pending.remove(failed)
         except sqlite3.Error as error:
-            cause = _storage_error(name, error)
+            cause = storage_error(name, error)
             for job in pending:
                 job.error = job.error or cause
             _roll_back(connection)
@@ -298,17 +254,6 @@ def _roll_back(connection: sqlite3.Connection) -> None:
             connection.execute("ROLLBACK")
     except sqlite3.Error:
         return  # the same trouble again: the next transaction begins with another try, and tells its callers if that fails
-
-
-def _checkpoint(connection: sqlite3.Connection) -> tuple[bool, int]:
-    """Copy what the log holds into the file, without making anybody wait; return whether all of it was, and its pages."""
-    busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    return not busy and pages == copied, pages
-
-
-def _storage_error(name: str, error: sqlite3.Error) -> StorageError:
-    trouble = trouble_of(error)
-    return StorageError(f"{name}: {trouble} ({error})" if trouble else f"{name}: {error}")
 
 
 @asynccontextmanager
@@ -328,7 +273,7 @@ async def open_sqlite_database(
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB[synchronous]}")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {COMMIT_CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_LIMIT_BYTES}")
             connection.execute("BEGIN IMMEDIATE")  # a folder that can't be written is found out now, not at the first message
             connection.execute("ROLLBACK")
@@ -339,31 +284,33 @@ async def open_sqlite_database(
 
     async with AsyncExitStack() as stack:
 
-        async def lane(executor: Executor, connect: Callable[[], sqlite3.Connection]) -> _Lane:
+        async def lane(executor: Executor, connect: Callable[[], sqlite3.Connection]) -> Lane:
             connection = await executor.run(connect)
             stack.push_async_callback(executor.run, connection.close)
-            return _Lane(executor, connection)
+            return Lane(executor, connection)
 
         try:
             writing = await lane(writer, connect_writer)
             reading = await lane(reader, partial(_connect, path))
             checkpointing = await lane(checkpointer, partial(_connect, path))
         except sqlite3.Error as error:
-            raise _storage_error(str(path), error) from error
+            raise storage_error(str(path), error) from error
         prompt = None
         if synchronous == "NORMAL":
             prompt = _connect(path)
             stack.callback(prompt.close)
         database = SqliteDatabase(path.name, writer=writing, reader=reading, checkpointer=checkpointing, prompt=prompt)
         async with _running(database), open_tasks(f"sqlite {path.name}") as tasks:
-            tasks.spawn(database._run_checkpoints(), name="checkpoints")
+            tasks.spawn(database._checkpoints.run(), name="checkpoints")
+            if synchronous == "NORMAL":
+                tasks.spawn(database._checkpoints.run_spreading(path.with_name(f"{path.name}-wal")), name="spreading")
             yield database
 
 
 @asynccontextmanager
 async def open_memory_database(name: str, connection: sqlite3.Connection, executor: Executor) -> AsyncIterator[SqliteDatabase]:
     """Use a `:memory:` connection for writes and reads alike; it is the caller's and stays open. For inline executors."""
-    lane = _Lane(executor, connection)
+    lane = Lane(executor, connection)
     async with _running(SqliteDatabase(name, writer=lane, reader=lane, checkpointer=lane)) as database:
         yield database
 

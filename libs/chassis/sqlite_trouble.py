@@ -24,6 +24,16 @@ _FILE_TROUBLE: Final = {
 _EXTENDED_TROUBLE: Final = {sqlite3.SQLITE_IOERR_SHMSIZE: "disk full"}
 
 
+class StorageError(Exception):
+    """The file did not take or give data. After a write: a restart may bring it up nonetheless, if the commit failed midway."""
+
+
+def storage_error(name: str, error: sqlite3.Error) -> StorageError:
+    """Say what failed with a file of that name."""
+    trouble = trouble_of(error)
+    return StorageError(f"{name}: {trouble} ({error})" if trouble else f"{name}: {error}")
+
+
 def trouble_of(error: sqlite3.Error) -> str:
     """Name what failed with the file; empty: it is a job's own error."""
     code = getattr(error, "sqlite_errorcode", None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chassis import sqlite
+from chassis import sqlite, sqlite_checkpoints
 from chassis.executor import InlineExecutor, ThreadExecutor
 from chassis.sqlite import SqliteDatabase, StorageError, Synchronous, memory_connection, open_memory_database, open_sqlite_database
 from chassis.sqlite_statements import execute_rows, multi_row, padded, sized
@@ -185,7 +185,7 @@ async def test_the_write_ahead_log_is_copied_beside_the_writer_and_starts_anew(
 ) -> None:
     loop, twice = asyncio.get_running_loop(), asyncio.Event()
     calls: list[tuple[bool, int]] = []
-    checkpoint = sqlite._checkpoint
+    checkpoint = sqlite_checkpoints._checkpoint
 
     def noting(connection: sqlite3.Connection) -> tuple[bool, int]:
         calls.append(checkpoint(connection))
@@ -193,8 +193,8 @@ async def test_the_write_ahead_log_is_copied_beside_the_writer_and_starts_anew(
             loop.call_soon_threadsafe(twice.set)
         return calls[-1]
 
-    monkeypatch.setattr(sqlite, "_checkpoint", noting)
-    monkeypatch.setattr(sqlite, "_CHECKPOINT_MIN_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite_checkpoints, "_checkpoint", noting)
+    monkeypatch.setattr(sqlite_checkpoints, "_MIN_SECONDS", 0.01)
     async with opened(tmp_path / "test.db") as database:
         for key in range(3):
             await database.write(insert(key, bytes(100_000)))
@@ -208,8 +208,8 @@ async def test_the_write_ahead_log_is_copied_beside_the_writer_and_starts_anew(
 
 
 async def test_the_write_ahead_log_is_bounded_without_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "_CHECKPOINT_MIN_SECONDS", 3_600.0)
-    monkeypatch.setattr(sqlite, "_CHECKPOINT_PAGES", 1_000)
+    monkeypatch.setattr(sqlite_checkpoints, "_MIN_SECONDS", 3_600.0)
+    monkeypatch.setattr(sqlite, "COMMIT_CHECKPOINT_PAGES", 1_000)
     async with opened(tmp_path / "test.db") as database:
         for start in range(0, 400, 10):
             await asyncio.gather(*(database.write(insert(start + n, bytes(40_000))) for n in range(10)))
@@ -313,3 +313,20 @@ def test_padding_fills_the_statement_it_is_for(count: int) -> None:
     assert list(full[:count]) == items
     assert set(full) == set(items)
     assert sized(multi_row("IN (VALUES", "(?)", ")"), count).count("?") == len(full)
+
+
+async def test_a_log_that_commits_do_not_sync_goes_to_the_disk_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, loop = asyncio.Event(), asyncio.get_running_loop()
+    names = []
+
+    def noting(log: int) -> None:
+        names.append(os.readlink(f"/proc/self/fd/{log}"))
+        loop.call_soon_threadsafe(synced.set)
+
+    monkeypatch.setattr(sqlite_checkpoints, "_MIN_SECONDS", 3_600.0)
+    monkeypatch.setattr(os, "fdatasync", noting)
+    async with opened(tmp_path / "test.db") as database:
+        await database.write(insert(1))
+        async with asyncio.timeout(20):
+            await synced.wait()
+    assert set(names) == {str(tmp_path / "test.db-wal")}

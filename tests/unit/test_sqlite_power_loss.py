@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from chassis import sqlite
+from chassis import sqlite_checkpoints
 from chassis.clock import SystemClock
 from chassis.embedded import COMMANDS_FILE, TABLES_FILE, EmbeddedEngines, MemoryDisk, open_embedded_engines
 from chassis.eventlog import LogEntry
@@ -96,7 +96,7 @@ def copy(source: Path, target: Path, cut: int) -> None:
 async def test_a_tables_log_cut_anywhere_is_an_older_state_that_replay_completes(
     tmp_path: Path, checkpoint: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_CHECKPOINT_MIN_SECONDS", 3_600.0)  # the copies must not be made during one
+    monkeypatch.setattr(sqlite_checkpoints, "_MIN_SECONDS", 3_600.0)  # the copies must not be made during one
     rng = Random(7)
     async with opened(tmp_path / "live") as engines:
         await append_commands(engines)
