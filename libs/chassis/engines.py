@@ -45,14 +45,14 @@ def event_log(host: Host, topics: Mapping[str, int]) -> AbstractAsyncContextMana
     settings = host.settings[KafkaSettings]
     return host.engine(
         "Kafka",
-        lambda: open_kafka_log(
+        lambda metrics: open_kafka_log(
             settings.connection(),
             topics,
             epoch=settings.log_epoch,
             prefix=settings.prefix,
             rng=host.rng,
             start_seconds=0.0,
-            metrics=host.metrics,
+            metrics=metrics,
         ),
         absent=LogUnavailableError,
         seconds=host.settings[ClusterSettings].wait_seconds,
@@ -67,8 +67,8 @@ def timeline(host: Host, tables: Sequence[str], schema_version: int) -> "Abstrac
     settings = host.settings[CqlSettings].model_copy(update={"connect_seconds": 0.0})
     return host.engine(
         "the database",
-        lambda: open_cql_timeline(
-            settings, tables, schema_version=schema_version, log_epoch=host.settings[KafkaSettings].log_epoch, metrics=host.metrics
+        lambda metrics: open_cql_timeline(
+            settings, tables, schema_version=schema_version, log_epoch=host.settings[KafkaSettings].log_epoch, metrics=metrics
         ),
         absent=TimelineUnavailableError,
         seconds=host.settings[ClusterSettings].wait_seconds,
@@ -82,7 +82,7 @@ def registry(host: Host) -> AbstractAsyncContextManager[Registry]:
     settings, cluster = host.settings[ConsulSettings], host.settings[ClusterSettings]
     return host.engine(
         "Consul",
-        lambda: open_consul_registry(settings, cluster_id=cluster.id, version=version("parley"), rng=host.rng),
+        lambda _: open_consul_registry(settings, cluster_id=cluster.id, version=version("parley"), rng=host.rng),
         absent=RegistryUnavailableError,
         seconds=cluster.wait_seconds,
     )

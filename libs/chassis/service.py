@@ -62,11 +62,29 @@ class Host:
         self.certificates = settings[InternalSettings].certificates(service)  # raises TlsError
         self._stop = stop
 
-    def engine(
-        self, name: str, opening: Callable[[], AbstractAsyncContextManager[_T]], *, absent: type[Exception], seconds: float
-    ) -> AbstractAsyncContextManager[_T]:
-        """Open an engine's adapter; while the engine is not there, say so, and give up after `seconds` (EnginesAbsentError)."""
-        return open_when_there(name, opening, absent=absent, seconds=seconds, clock=self.clock, readiness=self.readiness)
+    @asynccontextmanager
+    async def engine(
+        self,
+        name: str,
+        opening: Callable[[CollectorRegistry], AbstractAsyncContextManager[_T]],
+        *,
+        absent: type[Exception],
+        seconds: float,
+    ) -> AsyncIterator[_T]:
+        """Open an engine's adapter; while the engine is not there, say so, and give up after `seconds` (EnginesAbsentError).
+
+        `opening` gets where its metrics go: each try has a place of its own, and the one that succeeds is shown.
+        """
+        tried: list[CollectorRegistry] = []
+
+        def attempt() -> AbstractAsyncContextManager[_T]:
+            tried.append(CollectorRegistry())
+            return opening(tried[-1])
+
+        waiting = open_when_there(name, attempt, absent=absent, seconds=seconds, clock=self.clock, readiness=self.readiness)
+        async with waiting as opened:
+            self.metrics.register(tried[-1])
+            yield opened
 
     def internal_server(
         self, register: Register, callers: frozenset[str] = frozenset()

@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 
 import structlog
 from cassandra import DriverException, InvalidRequest, RequestExecutionException
+from cassandra.cluster import NoHostAvailable
 from cassandra.query import BatchStatement, BatchType, BoundStatement, PreparedStatement
 from prometheus_client import CollectorRegistry
 
@@ -171,7 +172,7 @@ class CqlTimeline:
         """Return what the database says of itself now: the log epoch may have moved on. Raises TimelineUnavailableError."""
         try:
             return await read_facts(self._session, self._keyspace)
-        except (DriverException, RequestExecutionException) as error:
+        except (DriverException, RequestExecutionException, NoHostAvailable) as error:
             raise failure_of(error)[1] from error
 
     async def wait_superseded(self) -> NoReturn:

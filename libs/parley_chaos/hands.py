@@ -52,19 +52,23 @@ class Hands:
 
     async def _end_service(self, fault: Fault) -> str:
         child = self._supervisor.children[fault.target]
-        await self._wait_ready(child, 0)
         pid, starts = child.pid, child.starts
         os.kill(pid, signal.SIGKILL if fault.kind is Kind.KILL else signal.SIGTERM)
-        await self._wait_ready(child, starts)
-        return f"process {pid} ended, {child.pid} came back on {child.addresses['']}"
+        await self._wait(child, lambda: child.starts > starts, "started again")
+        return f"process {pid} ended, {child.pid} came"
 
-    async def _wait_ready(self, child: Child, more_than: int) -> None:
+    async def wait_whole(self) -> None:
+        """Wait until all services are ready. Raises NotProvenError: one does not come back."""
+        for child in self._supervisor.children.values():
+            await self._wait(child, child.ready.is_set, "ready")
+
+    async def _wait(self, child: Child, reached: Callable[[], bool], what: str) -> None:
         try:
             async with asyncio.timeout(_BACK_SECONDS):
-                while not (child.starts > more_than and child.ready.is_set()):  # noqa: ASYNC110  # two conditions, seldom looked at
+                while not reached():  # noqa: ASYNC110  # seldom looked at, and conditions of several kinds
                     await asyncio.sleep(_LOOK_SECONDS)
         except TimeoutError:
-            raise NotProvenError(f"{child.spec.name} is not back after {_BACK_SECONDS:g} s{child.last_words()}") from None
+            raise NotProvenError(f"{child.spec.name} is not {what} after {_BACK_SECONDS:g} s{child.last_words()}") from None
 
     async def _stop_process(self, pid: int, fault: Fault) -> str:
         os.kill(pid, signal.SIGSTOP)

@@ -35,6 +35,7 @@ class Load:
 
     def __init__(self, devices: Sequence[RecordedDevice], history: History, group_id: str, tasks: Tasks) -> None:
         self.devices = devices
+        self.users = list(dict.fromkeys(device.device.user_id for device in devices))
         self.history = history
         self._group_id = group_id
         self._tasks = tasks
@@ -60,7 +61,7 @@ class Load:
 
     async def _write(self, device: RecordedDevice, rng: random.Random) -> None:
         number = 0
-        others = [user for user in USERS if user != device.device.user_id]
+        others = [user for user in self.users if user != device.device.user_id]
         while not self._stop.is_set():
             number += 1
             body = f"{device.device} {number}".encode() + rng.randbytes(rng.randrange(100))
@@ -128,7 +129,7 @@ class Load:
     def conversations_of(self, device: RecordedDevice) -> list[str]:
         """Return the conversations that a device's user takes part in."""
         user = device.device.user_id
-        return [self._group_id, *(direct_conversation_id(user, peer) for peer in USERS if peer != user)]
+        return [self._group_id, *(direct_conversation_id(user, peer) for peer in self.users if peer != user)]
 
     async def read_back(self, address: str, token_for: Callable[[str], str]) -> dict[str, list[Entry]]:
         """Read all timelines through one gateway, as new devices would."""
@@ -161,20 +162,24 @@ async def _read(stub: MessagingServiceStub, token: str, conversation_id: str) ->
 
 
 @asynccontextmanager
-async def open_load(address: str, token_for: Callable[[str], str]) -> AsyncIterator[Load]:
-    """Connect all devices to a cluster's gateways and make the group; `Load.begin` lets them write."""
+async def open_load(address: str, token_for: Callable[[str], str], suffix: str = "") -> AsyncIterator[Load]:
+    """Connect all devices to a cluster's gateways and make the group; `Load.begin` lets them write.
+
+    `suffix` ends the users' names: those of an earlier load have a past that this one does not know.
+    """
     history = History()
+    users = [f"{user}{suffix}" for user in USERS]
     async with AsyncExitStack() as stack, open_tasks("chaos.load") as tasks:
         devices = [
             await stack.enter_async_context(
                 open_recorded_device(address, token_for(user), Device(user, device), MemoryStore(), history)
             )
-            for user in USERS
+            for user in users
             for device in DEVICES
         ]
         for device in devices:
             await device.client.caught_up()
-        group_id = await devices[0].create_group("all", USERS[1:])
+        group_id = await devices[0].create_group("all", users[1:])
         for device in devices:
             await device.wait_until(lambda device=device: device.shown(group_id) > 0)  # type: ignore[misc]
         yield Load(devices, history, group_id, tasks)

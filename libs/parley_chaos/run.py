@@ -3,13 +3,13 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from parley_chaos.hands import NotProvenError, open_hands
+from parley_chaos.hands import Hands, NotProvenError, open_hands
 from parley_chaos.load import Load, LoadStoppedError, open_load
 from parley_chaos.plan import Fault, Kind, draw, possible
 from parley_chaos.proxy import Link, open_link
@@ -30,7 +30,6 @@ _HOST: Final = "127.0.0.1"
 _PLENTY: Final = 10_000  # faults to draw from; time ends a run sooner
 
 Tell = Callable[[str], None]
-Do = Callable[[Fault], Awaitable[str]]
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ async def run_chaos(
         targets = possible(list(cluster.supervisor.children), list(links))
         if options.only:
             targets = {kind: targets[kind] for kind in options.only}
-        await _break_all(draw(rng, targets, options.faults or _PLENTY), options, report, load, hands.do, begin, tell)
+        await _break_all(draw(rng, targets, options.faults or _PLENTY), options, report, load, hands, begin, tell)
         tell("no more faults; waiting until all is answered and shown")
         try:
             await load.settle(_SETTLE_SECONDS)
@@ -138,7 +137,7 @@ async def run_chaos(
 
 
 async def _break_all(
-    faults: Sequence[Fault], options: Options, report: Report, load: Load, do: Do, begin: float, tell: Tell
+    faults: Sequence[Fault], options: Options, report: Report, load: Load, hands: Hands, begin: float, tell: Tell
 ) -> None:
     """Do faults one after the other until time or faults are over, or one of them breaks the run."""
     end = time.monotonic() + options.seconds
@@ -146,17 +145,18 @@ async def _break_all(
         if not options.faults and time.monotonic() >= end:
             return
         try:
-            await _break(fault, report, load, do, begin, tell)
+            await _break(fault, report, load, hands, begin, tell)
+            await hands.wait_whole()
         except (LoadStoppedError, NotProvenError) as error:
             report.problems.append(f"{fault.kind} {fault.target}: {error}")
             tell(f"FAILED: {error}")
             return
 
 
-async def _break(fault: Fault, report: Report, load: Load, do: Do, begin: float, tell: Tell) -> None:
+async def _break(fault: Fault, report: Report, load: Load, hands: Hands, begin: float, tell: Tell) -> None:
     await asyncio.sleep(fault.pause_seconds)
     at = time.monotonic() - begin
-    proof = await do(fault)
+    proof = await hands.do(fault)
     healed = time.monotonic()
     try:
         await load.wait_flowing(FLOW_SECONDS)

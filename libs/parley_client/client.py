@@ -11,8 +11,9 @@ Opening does not wait for the server: an app shows what it holds, and sends, whi
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from typing import Final, TypeVar
 
 import grpc
 
@@ -35,6 +36,8 @@ from parley_client.token import Token, TokenSource
 from parley_client.views import Conversation, EventStream, TimelineEvent, view_of
 
 HISTORY_PAGE = 50
+_ASK_AGAIN_SECONDS: Final = 0.2  # while a link finds its next gateway, which takes a moment
+_T = TypeVar("_T")
 
 
 class Client:
@@ -199,7 +202,7 @@ class Client:
                 before_seq=state.first_held_seq,
                 page_size=max(min(limit - len(held), self._device.options.page_events), 1),
             )
-            page = await self._calls().list_events(request)
+            page = await self._ask(lambda calls, request=request: calls.list_events(request))  # type: ignore[misc]
             self._device.keep(self._device.state.on_history(conversation, request.before_seq, page))
             held = self._held(conversation, before, limit)
             if not page.more or not page.events:
@@ -211,15 +214,15 @@ class Client:
 
     async def get_conversation(self, conversation: str) -> events_pb2.Conversation:
         """Ask for a conversation as the server sees it. Raises CallError."""
-        response = await self._calls().get_conversation(api.GetConversationRequest(conversation_id=conversation))
-        return response.conversation
+        request = api.GetConversationRequest(conversation_id=conversation)
+        return (await self._ask(lambda calls: calls.get_conversation(request))).conversation
 
     async def list_members(self, conversation: str) -> list[events_pb2.Member]:
         """Ask for all members with roles and watermarks, by user id. Raises CallError."""
         members: list[events_pb2.Member] = []
         request = api.ListMembersRequest(conversation_id=conversation, page_size=500)
         while True:
-            response = await self._calls().list_members(request)
+            response = await self._ask(lambda calls: calls.list_members(request))
             members.extend(response.members)
             if not response.next_page_token:
                 return members
@@ -227,7 +230,8 @@ class Client:
 
     async def get_presence(self, users: Iterable[str]) -> dict[str, bool]:
         """Ask which users are online, at most 100. Raises CallError."""
-        response = await self._calls().get_presence(api.GetPresenceRequest(user_ids=users))
+        request = api.GetPresenceRequest(user_ids=users)
+        response = await self._ask(lambda calls: calls.get_presence(request))
         return {presence.user_id: presence.state == api.PRESENCE_STATE_ONLINE for presence in response.presences}
 
     def _submit(self, command: commands_pb2.Command, to_user: str | None, conversation: str | None) -> Ticket:
@@ -247,6 +251,18 @@ class Client:
         if state is None:
             raise UnknownConversationError(conversation)
         return state
+
+    async def _ask(self, question: Callable[[Calls], Awaitable[_T]]) -> _T:
+        """Ask, and again while nobody can be reached, for as long as one call may take: the link may be on its way elsewhere."""
+        deadline = self._clock.monotonic() + self._device.options.rpc_timeout_seconds
+        while True:
+            try:
+                return await question(self._calls())
+            except CallError as error:
+                left = deadline - self._clock.monotonic()
+                if error.code is not grpc.StatusCode.UNAVAILABLE or left <= 0:
+                    raise
+                await asyncio.sleep(min(left, error.retry_delay_seconds or _ASK_AGAIN_SECONDS))
 
     def _calls(self) -> Calls:
         if self._device.ended is not None:

@@ -282,10 +282,12 @@ async def test_history_that_cannot_be_had_is_an_error_not_an_end(gateway: Gatewa
     gateway.rows = [gateway.row(last_events=gateway.timeline[-1:])]
     async with gateway.client() as client:
         await client.caught_up()
-        gateway.failures = [Unavailable("UNAVAILABLE", "away")]
+        gateway.failures = [Unavailable("UNAVAILABLE", "away")] * 1000
         with pytest.raises(CallError):
             await client.history(DIRECT)
         assert [event.seq for event in await client.history(DIRECT, fetch=False)] == [4]
+        gateway.failures = [Unavailable("UNAVAILABLE", "away for a moment")]
+        assert [event.seq for event in await client.history(DIRECT)] == [1, 2, 3, 4]
 
 
 @virtual

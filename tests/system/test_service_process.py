@@ -21,13 +21,15 @@ SERVICE = """
 import asyncio, sys
 from contextlib import asynccontextmanager
 from pathlib import Path
+from prometheus_client import Counter
 from chassis.eventlog import LogUnavailableError
 from chassis.service import run_service
 
 engine = Path(sys.argv[1])
 
 @asynccontextmanager
-async def opening():
+async def opening(metrics):
+    Counter("engine_tries", "Each try counts in a place of its own.", registry=metrics).inc()
     if not engine.exists():
         raise LogUnavailableError(f"no broker at {engine.name}")
     yield
@@ -113,8 +115,10 @@ def test_it_waits_for_an_engine_and_says_so(start: Start, tmp_path: Path) -> Non
     line = json.loads(service.stderr.expect(r"^(.*service\.waiting.*)$")[1])
     assert (line["engine"], line["service"], line["why"]) == ("Kafka", "store", "no broker at engine")
     (tmp_path / "engine").touch()
-    service.expect("ready on")
+    metrics = service.expect(r"metrics on http://(\S+)/metrics$")[1]
     service.stderr.expect("service.waited")
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as answer:
+        assert b"engine_tries_total 1.0" in answer.read()
 
 
 def test_it_gives_up_after_its_bound_with_a_clear_error(start: Start) -> None:
