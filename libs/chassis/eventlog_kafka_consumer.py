@@ -172,6 +172,7 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
             for partition, records in fetched.items():
                 self._take_in(self._partitions[partition.partition], records)
             if fetched:
+                self._trouble = None  # what was wrong is over
                 self._wake.set()
 
     def _take_in(self, partition: ConsumedPartition, records: Sequence[Any]) -> None:
@@ -207,7 +208,10 @@ class KafkaConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafk
                 async with asyncio.timeout(REQUEST_SECONDS):
                     await self._note_progress(consumer, owned, now)
             except KAFKA_ERRORS as error:
-                self._report(f"no sign of life: {describe(error)}")
+                if max(self._progress) < now:  # nor did records come meanwhile
+                    self._report(f"no sign of life: {describe(error)}")
+            else:
+                self._trouble = None if owned else self._trouble
             stalled = [partition.number for partition in owned if now - self._progress[partition.number] > self._stall_seconds]
             if stalled:
                 return f"partitions {stalled} have given nothing for {self._stall_seconds:g} s"
