@@ -2,15 +2,16 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import structlog
 
 from chassis.clock import Clock
+from chassis.errors import Unavailable
 from chassis.registry import Instance, Registry
 from chassis.tasks import Tasks, open_tasks
 from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, DeliverResponse, ListSessionsRequest, NoteOwnersRequest, SlotMove
@@ -20,8 +21,10 @@ from services.router.config import RouterSettings
 from services.router.metrics import RouterMetrics
 from services.router.slots import Move, SlotTable
 
+T = TypeVar("T")
 OpenChannel = Callable[[Instance], AbstractAsyncContextManager[grpc.aio.Channel]]
 _MOVES_A_NOTE = 1000
+
 _log = structlog.get_logger()
 
 
@@ -160,18 +163,18 @@ class GatewayLink:
             self._waiting.pop(number, None)
 
     async def online(self, user_ids: Sequence[str]) -> Sequence[str]:
-        """Return which of the users have a session there; raises grpc.aio.AioRpcError."""
+        """Return which of the users have a session there; raises grpc.aio.AioRpcError, Unavailable."""
         request = ListSessionsRequest(user_ids=user_ids)
-        return (await self._stub.ListSessions(request, timeout=self._settings.question_seconds)).user_ids
+        return (await _answer(self._stub.ListSessions(request, timeout=self._settings.question_seconds))).user_ids
 
     async def note_owners(self, moves: Sequence[SlotMove]) -> None:
         """Tell the gateway what is not its own any more; one that does not listen will find out from frames and the registry."""
         try:
             for first in range(0, len(moves), _MOVES_A_NOTE):
                 request = NoteOwnersRequest(moves=moves[first : first + _MOVES_A_NOTE])
-                await self._stub.NoteOwners(request, timeout=self._settings.question_seconds)
-        except grpc.aio.AioRpcError as error:
-            _log.warning("router.note_failed", gateway=self.instance.instance_id, error=error.details())
+                await _answer(self._stub.NoteOwners(request, timeout=self._settings.question_seconds))
+        except (grpc.aio.AioRpcError, Unavailable) as error:
+            _log.warning("router.note_failed", gateway=self.instance.instance_id, error=str(error))
 
 
 def _raise_in(futures: Iterable[asyncio.Future[Any]], error: type[Exception]) -> None:
@@ -296,3 +299,14 @@ async def open_links(
         tasks.spawn(links.follow_gateways(tasks), name="gateways")
         tasks.spawn(links.follow_owners(tasks), name="owners")
         yield links
+
+
+async def _answer(call: Awaitable[T]) -> T:
+    """Wait for a call's answer. One that ends because its channel is closed looks cancelled, which whoever asks is not."""
+    try:
+        return await call
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Unavailable("UNAVAILABLE", "the connection to a gateway was closed") from error

@@ -12,11 +12,17 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from chassis.embedded import open_embedded_engines
+from chassis.errors import Unavailable
 from chassis.eventlog import LogEntry
 from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.registry import Instance
 from chassis.testing.virtual_loop import VirtualClock, run_virtual
 from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, DeliverResponse
+from parley.gateway.v1.gateway_service_pb2_grpc import (
+    GatewayServiceServicer,
+    GatewayServiceStub,
+    add_GatewayServiceServicer_to_server,
+)
 from parley.log.v1.records_pb2 import EventBatch, EventRecord, MembershipChange, OfflineBatch
 from parley.store.v1.store_service_pb2 import ListRecipientsResponse, Recipient
 from parley_protocol.topics import EVENTS, OFFLINE
@@ -202,3 +208,33 @@ def test_a_frame_for_a_dead_stream_waits_for_the_next_one_and_gives_up_in_time(e
 
     run_virtual(main, limit_seconds=60)
     assert dead.writes == 2
+
+
+class HangingGateway(GatewayServiceServicer):
+    """Never says who is there."""
+
+    async def ListSessions(self, request: Any, context: Any) -> Any:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("who_ends_it", ["the channel", "whoever asks"])
+def test_a_question_on_a_channel_that_is_closed_is_answered_with_unavailable(who_ends_it):
+    """Its call looks cancelled, which whoever asked is not; he who is gets what he asked for."""
+
+    async def main(_rng: Random) -> BaseException | None:
+        server = InProcessServer()
+        add_GatewayServiceServicer_to_server(HangingGateway(), server)
+        channel = InProcessChannel(server)
+        link = GatewayLink(Instance("gateway", "g1", ""), GatewayServiceStub(channel), RouterSettings(), VirtualClock())
+        question = asyncio.create_task(link.online(["alice"]))
+        await asyncio.sleep(1)
+        if who_ends_it == "the channel":
+            await channel.close()
+        else:
+            question.cancel()
+        await asyncio.wait([question], timeout=5)
+        assert question.done()
+        return None if question.cancelled() else question.exception()
+
+    error = run_virtual(main)
+    assert isinstance(error, Unavailable) if who_ends_it == "the channel" else error is None
