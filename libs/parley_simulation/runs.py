@@ -47,6 +47,10 @@ class Pool:
         """Have one of the processes run these plans, after what it was given before."""
         return self._executor.submit(_run_all, plans)
 
+    def end_when_done(self) -> None:
+        """Take no more plans: each process ends when it has nothing left to run."""
+        self._executor.shutdown(wait=False)
+
 
 @contextmanager
 def open_pool(jobs: int) -> Iterator[Pool]:
