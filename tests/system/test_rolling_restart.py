@@ -39,10 +39,10 @@ class Pair:
         """Send one more: a reader who has read all looks for the end only when something comes."""
         await self._sender.send(to_user=self.reader_id, body=b"last")
 
-    async def read_all(self, stop: asyncio.Event) -> None:
+    async def read_all(self, all_sent: asyncio.Event) -> None:
         async for event in self._reader.events():
             self.read.append((event.seq, event.event.message.body))
-            if stop.is_set() and len(self.read) >= len(self.accepted):
+            if all_sent.is_set() and len(self.read) >= len(self.accepted):
                 return
 
 
@@ -58,7 +58,7 @@ def test_no_user_sees_an_error_while_every_service_is_restarted(cluster: Cluster
 
 
 async def roll(cluster: ClusterProcess) -> None:
-    stop = asyncio.Event()
+    stop, all_sent = asyncio.Event(), asyncio.Event()
     async with AsyncExitStack() as stack:
 
         async def client(user: str) -> Client:
@@ -68,7 +68,7 @@ async def roll(cluster: ClusterProcess) -> None:
             )  # fmt: skip
 
         pairs = [Pair(number, await client(f"sender-{number}"), await client(f"reader-{number}")) for number in range(PAIRS)]
-        reading = [asyncio.ensure_future(pair.read_all(stop)) for pair in pairs]
+        reading = [asyncio.ensure_future(pair.read_all(all_sent)) for pair in pairs]
         sending = [asyncio.ensure_future(pair.send_until(stop)) for pair in pairs]
         try:
             for name in sorted(cluster.processes()):
@@ -78,6 +78,7 @@ async def roll(cluster: ClusterProcess) -> None:
                 await talked_since(pairs, before)
             stop.set()
             await asyncio.gather(*sending)  # raises what a user saw
+            all_sent.set()
             for pair in pairs:
                 await pair.wake_reader()
             async with asyncio.timeout(LAST_SECONDS):
