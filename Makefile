@@ -13,7 +13,7 @@ export UV_CACHE_DIR := $(CURDIR)/build/uv
 PROTOS := $(shell find protos -name '*.proto')
 ARGS ?=
 
-.PHONY: help run compiled test fuzz explore lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
+.PHONY: help run compiled test fuzz mutants explore lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test: $(READY) compiled ## run all tests (one tier: .venv/bin/pytest tests/unit)
 
 fuzz: .venv/proof ## fuzz every entry that takes bytes, guided by coverage (SECONDS=60 each, ARGS="token keys_file" only these)
 	$(BIN)/python -m tests.fuzz.coverage_guided $(or $(SECONDS),60) build/fuzz $(ARGS)
+
+mutants: $(READY) ## break every rule of the design, one at a time; prints which guarantee fell after how many seeds
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation.mutants $(ARGS)
 
 explore: $(READY) ## walk all interleavings of two stores with a crash or an error at every step (minutes; FAULTS=2: hours)
 	EXPLORE_FAULTS=$(or $(FAULTS),1) $(BIN)/python -m pytest tests/unit/test_store_exploration.py --durations=0 $(ARGS)

@@ -89,7 +89,7 @@ def parse_keys(text: bytes) -> KeyRing:
             for jwk in jwt.PyJWKSet.from_dict(json.loads(text)):
                 if jwk.public_key_use != "enc" and (found := verifying_key(jwk.key)) is not None:
                     keys[jwk.key_id or ""] = found
-    except (ValueError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm, jwt.PyJWTError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, UnsupportedAlgorithm, jwt.PyJWTError) as error:
         raise KeysFileError(f"neither a public key (PEM) nor a JSON Web Key Set: {error}") from error
     if not keys:
         raise KeysFileError("no key for EdDSA, ES256 or RS256 (2,048 bits or more)")

@@ -308,6 +308,7 @@ def signed_claims(data: bytes) -> None:
     b'{"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}, {"kty": "oct", "k": "AA"}]}',
     b"-----BEGIN PUBLIC KEY-----\nMCowBQYDKvVwAyEAO2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik=\n"
     b"-----END PUBLIC KEY-----\n",  # of a type that nobody knows
+    b'{"keys": [{"kty": "oct"}]}',
     b'{"keys": [{"kty": "RSA", "n": "AQAB", "e": "AQAB", "use": "sig"}]}',
 )
 def keys_file(data: bytes) -> None:

@@ -13,6 +13,7 @@ from services.store.memory import Decodable, PartitionMemory
 from services.store.recent import RecentEvents
 from services.store.seen_keys import SeenKeys, key_hash
 from services.store.state import Position
+from tests.mutation import replace
 from tests.unit.store_scene import T0, command_record
 
 KEYS_BYTES_MAX = 100_000  # of one sender, whatever he sends
@@ -84,7 +85,7 @@ async def test_a_partitions_memory_is_bounded_in_conversations_and_in_what_each_
         kept = PartitionMemory(engines.timeline, epoch=1, partition=0, bucket_bits=4, max_conversations=3)
         for offset in range(50):
             kept.begin(offset)
-            record = command_record("alice", SendMessage(body=b"x"), number=offset, to=f"u{offset % 7}")
+            record = command_record("alice", SendMessage(body=b"x"), number=offset, to=f"u{offset % 7 if offset < 25 else 0}")
             key = rows.request_key(record.device_id, record.command.request_id)
             item = Decodable(offset, T0, record, key, key_hash(key))
             await kept.load([item])
@@ -98,6 +99,22 @@ async def test_a_partitions_memory_is_bounded_in_conversations_and_in_what_each_
             assert all(len(sender.fates) <= 5 for one in kept._conversations.values() for sender in one.senders.values())
         kept.begin(99)
         assert not kept._conversations, "after a jump nothing is known"
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "old", "new"),
+    [
+        (PartitionMemory, "finish", "while len(self._conversations) > self._max_conversations:", "while False:"),
+        (PartitionMemory, "settle", "_trim(loaded.counts, _COUNTS_KEPT)", "pass"),
+        (PartitionMemory, "settle", "_trim(sender.fates, _FATES_KEPT)", "pass"),
+        (PartitionMemory, "settle", "loaded.events.clear()", "loaded.events[0] = b''"),
+        (PartitionMemory, "begin", "offset != self._next_offset", "False"),
+    ],
+)
+async def test_a_memory_that_keeps_everything_is_found(owner, function, old, new, monkeypatch):
+    replace(monkeypatch, owner, function, old, new)
+    with pytest.raises(AssertionError):
+        await test_a_partitions_memory_is_bounded_in_conversations_and_in_what_each_keeps(monkeypatch)
 
 
 @pytest.mark.parametrize("first_layer_keys", [1, 16, 512])

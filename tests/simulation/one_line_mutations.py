@@ -1,0 +1,101 @@
+"""Rules of the store and of delivery, each broken in one line of the code itself; the piece that is replaced stands there once.
+
+Beside those of `parley_simulation.store_mutations` and `world_mutations`, which need more than a line.
+"""
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from parley_client.timelines import Timelines
+from parley_simulation.plan import Scene
+from services.store import decide, membership, rows
+from services.store.apply import Applier
+from services.store.reads import Reader
+from services.store.state import ConversationState, Member
+from tests.mutation import replace
+
+STORE, SYSTEM = Scene.STORE, Scene.SYSTEM
+
+
+class OneLine(NamedTuple):
+    """A function with a piece of it replaced."""
+
+    scene: Scene
+    owner: Any
+    function: str
+    old: str
+    new: str
+
+    def apply(self, patch: pytest.MonkeyPatch) -> None:
+        """Break the rule until the patch is undone."""
+        replace(patch, self.owner, self.function, self.old, self.new)
+        if self.owner is membership:  # the table of actions holds the function itself
+            name = self.function.removeprefix("_")
+            for table in (membership.ACTIONS, decide._ACTIONS):
+                if name in table:
+                    patch.setitem(table, name, getattr(membership, self.function))
+
+
+mutations: dict[str, OneLine] = {
+    # One request, one fate.
+    "a half-written row of its own answers a record": OneLine(
+        STORE, decide, "_decide_command", "fate.position < position", "fate.position <= position"
+    ),
+    "a rejection moves what counts as applied": OneLine(
+        STORE, decide, "_reject", "effect = Effect(", "state.applied = position; effect = Effect("
+    ),
+    "a rejection raises the stamp": OneLine(STORE, decide, "_reject", "effect = Effect(", "state.stamp += 1; effect = Effect("),
+    # Seqs, stamps and rows.
+    "the place in the log is not loaded with the state": OneLine(
+        STORE, rows, "state_of", "Position(head.log_epoch, head.partition, head.offset)", "state.applied"
+    ),
+    "the stamp is not loaded with the state": OneLine(STORE, rows, "state_of", "state.stamp = head.stamp", "pass"),
+    "member rows carry the stamp of their batch": OneLine(
+        STORE, rows, "state_rows", "state.members[user]), stamp)", "state.members[user]), state.stamp)"
+    ),
+    "inbox rows carry the stamp of their batch": OneLine(
+        STORE, rows, "inbox_rows", "inbox_row(state, user), stamp)", "inbox_row(state, user), state.stamp)"
+    ),
+    "a joining counts as a message": OneLine(STORE, decide, "_accept", "seq=True, message=is_message", "seq=True, message=True"),
+    "dead letters are lost where states are written": OneLine(
+        STORE, Applier, "_apply", "if letters:", "if letters and not second:"
+    ),
+    "the offset passes a batch that failed": OneLine(STORE, Applier, "_process", "consumer.retry(batch)", "consumer.done(batch)"),
+    # Watermarks and unread.
+    "a read watermark may be beyond the head": OneLine(
+        STORE, decide, "_decide_ack", "min(ack.read_seq, visible_head)", "ack.read_seq"
+    ),
+    "a delivered watermark may be beyond the head": OneLine(
+        STORE, decide, "_decide_ack", "min(ack.delivered_seq, visible_head)", "ack.delivered_seq"
+    ),
+    "a watermark may go down": OneLine(STORE, decide, "_decide_ack", "read_seq > member.read_seq and", "read_seq and"),
+    "sending reads up to the head": OneLine(
+        STORE, decide, "_accept", "min(command.seen_seq, state.head_seq)", "state.head_seq - 1"
+    ),
+    "what is read stays among the own unread": OneLine(STORE, Member, "read_to", "del runs[0]", "break"),
+    "the peer's inbox row does not hold the watermarks": OneLine(STORE, decide, "_decide_ack", "state.touch_inboxes()", "pass"),
+    "the others' inbox rows do not learn of a message": OneLine(STORE, decide, "_accept", "state.touch_inboxes()", "pass"),
+    "joining leaves the watermarks where they were": OneLine(
+        STORE, membership, "_join", "member.delivered_seq = member.read_seq = seq - 1", "pass"
+    ),
+    # Membership.
+    "who joins sees what was before": OneLine(
+        STORE, membership, "_join", "member.stays.append((seq, 0))", "member.stays.append((1, 0))"
+    ),
+    "who leaves does not see his leave": OneLine(
+        STORE, membership, "_part", "(member.stays[-1][0], state.head_seq)", "(member.stays[-1][0], state.head_seq - 1)"
+    ),
+    "who is removed is not told": OneLine(
+        STORE, decide, "_address", "effect.recipients = state.present + leaving", "effect.recipients = state.present"
+    ),
+    "who is there is remembered over a change": OneLine(
+        STORE, ConversationState, "membership_changed", "self._present = None", "pass"
+    ),
+    # Delivery.
+    "a page has holes where memory has no event": OneLine(SYSTEM, Reader, "_events", "missing.append(seq)", "pass"),
+    "a device does not fetch what it misses": OneLine(SYSTEM, Timelines, "announce", "self.behind[conversation_id] = None", "pass"),
+    "a device keeps no higher watermarks of others": OneLine(
+        SYSTEM, Timelines, "take_receipt", "max(receipt.read_seq, known.read_seq)", "known.read_seq"
+    ),
+}
