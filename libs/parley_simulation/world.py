@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
 from chassis.eventlog import LogRecord
+from chassis.first_of import first_of
 from chassis.inprocess import InProcessServer
 from chassis.registry import Instance
-from chassis.testing.faults import AWAY, PAUSE_SECONDS_MAX, REGISTRY_FAULTS
+from chassis.testing.faults import AWAY, DRAIN, PAUSE_SECONDS_MAX, REGISTRY_FAULTS
 from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch
 from parley.store.v1.rows_pb2 import InboxRow
@@ -96,6 +97,7 @@ class World:
         self._internal: dict[str, Endpoint] = {}  # by the instance's address
         self._ownership = OwnershipJudge(simulation.registry)
         self._gateway_settings = GATEWAY_SETTINGS
+        self._stops: dict[str, asyncio.Event] = {}  # by gateway: stop in order
         key = verifying_key(KEY.public_key())
         assert key is not None
         self._verifier = TokenVerifier(KeyRing({"": key}), simulation.clock)
@@ -141,11 +143,13 @@ class World:
         patience |= dict.fromkeys(self._public, GATEWAY_FREEZE_SECONDS_MAX)
         freezes = asyncio.create_task(simulation.freeze_sometimes(patience))
         losses = asyncio.create_task(simulation.lose_registry_sometimes())
+        drains = asyncio.create_task(self._drain_sometimes())
         await asyncio.sleep(self._seconds)
         jumps.cancel()
         kills.cancel()
         freezes.cancel()
         losses.cancel()
+        drains.cancel()
         if not away.done():
             away.cancel()
         simulation.faults.heal()
@@ -245,6 +249,15 @@ class World:
             for foreign in views:
                 yield f"{device_id} knows {foreign}, which its user's inbox does not"
 
+    async def _drain_sometimes(self) -> None:
+        """Stop a gateway in order every now and then, until cancelled."""
+        stream = self.simulation.faults.stream("drainer")
+        while True:
+            await asyncio.sleep(stream.rng.uniform(10.0, 60.0))
+            name = stream.rng.choice(list(self._public))
+            if name in self._victims and name in self._stops and stream.happens(DRAIN):
+                self._stops[name].set()
+
     async def _run_store(self, process: Incarnation) -> None:
         server = InProcessServer()
         async with open_store(
@@ -308,7 +321,11 @@ class World:
             self._ownership.watch(public_address, gateway)
             with at.serving(internal), self._public[public_address].serving(public):
                 async with gateway.own_slots(process.registry, address=process.name, public_address=public_address):
-                    await gateway.wait_failed()
+                    stopped = self._stops[public_address] = asyncio.Event()
+                    await first_of(stopped.wait(), gateway.wait_failed())
+                    await gateway.drain()
+                    process.life.die("its end, drained")
+                    await asyncio.Event().wait()
 
     @asynccontextmanager
     async def _connect(self, endpoint: Endpoint, process: Incarnation, to: str) -> AsyncIterator[grpc.aio.Channel]:

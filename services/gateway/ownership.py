@@ -115,7 +115,9 @@ class Ownership:
         if plan.acquire:
             held = await session.acquire([slot_key(slot) for slot in plan.acquire])
             epochs = {slot: held[key] for slot in plan.acquire if (key := slot_key(slot)) in held}
-            slots.on_acquired(plan.acquire, epochs, self._clock.monotonic())
+            ended = slots.on_acquired(plan.acquire, epochs, self._clock.monotonic())
+            if ended:
+                self._on_ended(ended)
             await self._tell_moved()
         if plan.release:
             slots.on_released(plan.release, self._clock.monotonic())  # first: the answer may never come

@@ -69,6 +69,8 @@ class Slots:
         self._draining: frozenset[str] = frozenset()
         self._let_go: dict[int, float] = {}
         self._refused: dict[int, float] = {}
+        self._unshown: set[int] = set()  # ours by an answer that no view has shown yet: one with another holder may be older
+        self._doubted: set[int] = set()  # those where such a view came: the registry is asked
         self._told: dict[int, Epoch] = {}  # epochs of ours that a router says are over: an old view does not revive them
         self._winners: tuple[frozenset[str], list[str]] = (frozenset(), [])
 
@@ -103,24 +105,34 @@ class Slots:
         for slot, holder in holders.items():
             epoch = self.epochs.get(slot)
             if epoch == holder.epoch:
-                continue
-            if holder.epoch.session_id not in self._own_sessions:
-                if epoch is not None:
+                self._unshown.discard(slot)
+                self._doubted.discard(slot)
+            elif holder.epoch.session_id not in self._own_sessions:
+                if slot in self._unshown:
+                    self._doubted.add(slot)
+                elif epoch is not None:
                     ended.append(self._end(slot, holder))
             elif holder.epoch.session_id == self._session_id and self._told.get(slot) != holder.epoch:
                 self._begin(slot, holder.epoch, now)  # ours by an answer that never came
         return ended
 
-    def on_acquired(self, asked: Iterable[int], held: Mapping[int, Epoch], now: float) -> None:
-        """Note what an attempt to lock has brought."""
+    def on_acquired(self, asked: Iterable[int], held: Mapping[int, Epoch], now: float) -> list[Ended]:
+        """Note what an attempt to lock has brought; return the slots that have ended here, as a view had said."""
+        ended = []
         for slot in asked:
             epoch = held.get(slot)
+            holder = self._holders.get(slot) if self._holders is not None else None
             if epoch is None:
                 self._refused[slot] = now + _AGAIN_SECONDS
+                if slot in self._doubted and holder is not None and holder.instance_id != self._me:
+                    ended.append(self._end(slot, holder))
             else:
+                if self.epochs.get(slot) != epoch:
+                    self._unshown.add(slot)
                 self._begin(slot, epoch, now)
                 if self._holders is not None:  # the watch will show it, later than the next plan
                     self._holders[slot] = Holder(self._me, epoch)
+        return ended
 
     def on_released(self, slots: Iterable[int], now: float) -> None:
         """Note that slots are free for those who should have them. They are served until those do."""
@@ -149,6 +161,7 @@ class Slots:
 
     def _begin(self, slot: int, epoch: Epoch, now: float) -> None:
         self._fingerprint = 0
+        self._doubted.discard(slot)
         if slot not in self.epochs:
             self.since[slot] = now
         self.epochs[slot] = epoch
@@ -158,6 +171,8 @@ class Slots:
     def _end(self, slot: int, holder: Holder) -> Ended:
         self._fingerprint = 0
         del self.epochs[slot], self.since[slot]
+        self._unshown.discard(slot)
+        self._doubted.discard(slot)
         self._let_go.pop(slot, None)
         return Ended(slot, self._addresses.get(holder.instance_id, ""))
 
@@ -219,7 +234,7 @@ class Slots:
         for slot in range(self.count):
             holder, served = self._holders.get(slot), slot in self.epochs
             mine = bool(winners) and winners[slot] == self._me
-            if holder is None:
+            if holder is None or slot in self._doubted:
                 until = max(self._refused.get(slot, now), self._let_go.get(slot, _NEVER) + _HANDOVER_SECONDS)
                 if until > now:
                     times.append(until)

@@ -192,6 +192,20 @@ def test_an_answer_that_never_came_shows_in_the_view():
     assert slots.since == {3: 1.0}
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_view_that_may_be_older_than_our_lock_is_doubted_and_the_registry_asked(ours: bool):
+    slots = owner(of=())
+    slots.on_acquired([3], {3: Epoch("s1", 9)}, 1.0)
+    assert slots.on_holders(held([3], "g2", "s9", 7), 1.1) == []
+    assert slots.plan(1.1).acquire == [3]
+    ended = slots.on_acquired([3], {3: Epoch("s1", 9)} if ours else {}, 1.2)
+    assert ended == ([] if ours else [Ended(3, "g2:1")])
+    assert (3 in slots.epochs) is ours
+    if ours:
+        slots.on_holders(held([3], index=9), 1.3)
+        assert slots.on_holders(held([3], "g2", "s9", 11), 1.4) == [Ended(3, "g2:1")], "that one is newer"
+
+
 def test_a_router_s_word_ends_a_slot_and_an_old_view_does_not_bring_it_back():
     slots = owner()
     assert slots.on_told(3, Epoch("s1", 1), Holder("g9", Epoch("s9", 5)), "g9:1") == Ended(3, "g9:1")
