@@ -65,10 +65,10 @@ RATES: Final[Mapping[str, float]] = {
     OUTAGE: 0.002,
     PAUSE: 0.01,
     CRASH: 0.006,
-    FREEZE: 0.3,  # likewise
+    FREEZE: 0.3,  # of the occasions that a workload gives
     PARTITION_AWAY: 0.0005,
     PRODUCER_LOST: 0.01,
-    KILL: 0.5,  # of the occasions that a workload gives
+    KILL: 0.5,  # likewise
     WALL_JUMP: 0.3,  # likewise
     REPLACED: 0.02,  # of what a device does
     AWAY: 0.1,  # of devices
