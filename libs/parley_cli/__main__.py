@@ -10,6 +10,8 @@ from chassis.compiled import use_compiled
 
 # gRPC's C core reads this once, when it is loaded: what it would print on stderr comes as an error, too, in words of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Nor shall it do anything at a fork: ours are followed by exec at once, and a child that is touched in between may crash.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 COMMANDS = {  # name: (module of this package, its click command), in the order of --help
     "up": ("up", "up"),

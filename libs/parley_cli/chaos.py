@@ -10,7 +10,7 @@ import click
 
 from chassis.app import allow_open_files
 from parley_chaos.plan import Kind
-from parley_chaos.run import Options, Report, run_chaos
+from parley_chaos.run import FLOW_SECONDS, Options, Report, run_chaos
 from parley_cli.connection import examples
 from parley_cli.failures import CommandError
 from parley_cli.server_process import run_until_signal
@@ -32,11 +32,22 @@ _BROKEN = {"offset-before-write": {"store": "parley_chaos.broken_store"}}
 @click.option("--seed", type=int, default=1, show_default=True, help="Which faults: the same seed draws the same.")
 @click.option("--faults", type=click.IntRange(min=0), default=0, help="So many faults instead of a time.")
 @click.option("--only", type=click.Choice([kind.value for kind in Kind]), multiple=True, help="Only these kinds of faults.")
+@click.option(
+    "--patience", "flow_seconds", type=click.FloatRange(min=1), default=FLOW_SECONDS, show_default=True,
+    help="Seconds within which every device must have its answers after a fault.",
+)  # fmt: skip
 @click.option("--broken", type=click.Choice(list(_BROKEN)), help="Run a build that is broken on purpose: the judge must find out.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Keep data and logs there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def chaos(
-    minutes: float, seed: int, faults: int, only: tuple[str, ...], broken: str | None, keep: Path | None, as_json: bool
+    minutes: float,
+    seed: int,
+    faults: int,
+    only: tuple[str, ...],
+    flow_seconds: float,
+    broken: str | None,
+    keep: Path | None,
+    as_json: bool,
 ) -> None:
     """Run Kafka, Cassandra, Consul and two of each service, with users who write to each other, and break them one after the other.
 
@@ -47,7 +58,14 @@ def chaos(
     folder = (keep or Path(tempfile.mkdtemp(prefix="parley-chaos-"))).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     allow_open_files()
-    options = Options(seed, minutes * 60, faults, tuple(map(Kind, only)), modules=_BROKEN[broken] if broken is not None else {})
+    options = Options(
+        seed,
+        minutes * 60,
+        faults,
+        tuple(map(Kind, only)),
+        flow_seconds=flow_seconds,
+        modules=_BROKEN[broken] if broken is not None else {},
+    )
     engines = engines_of(folder / "engines", _tell, leashed=True)
     try:
         with running_engines(engines) as started:
