@@ -4,25 +4,29 @@
 """
 
 import asyncio
-from collections import defaultdict
 from typing import Final
 
-from chassis.eventlog import LogBatch, LogConsumer
+from chassis.eventlog import LogBatch, LogConsumer, LogRecord
 from services.store.__main__ import main
 from services.store.apply import Applier
 
 _LATE_SECONDS: Final = 0.7  # longer than it takes to commit, so that a kill falls between: a slow database does the same
 
-
-_turns: Final = defaultdict[int, asyncio.Lock](asyncio.Lock)
+_taken: dict[int, list[LogRecord]] = {}  # by partition: committed, and not written yet
 
 
 async def process(self: Applier, consumer: LogConsumer, batch: LogBatch) -> None:
-    """Commit, then write."""
+    """Commit, then write: what comes meanwhile together, so that all else is as it should be, its pace included."""
     consumer.done(batch)
-    async with _turns[batch.partition]:  # all else is as it should be
+    if batch.partition in _taken:
+        _taken[batch.partition] += batch.records
+        return
+    _taken[batch.partition] = list(batch.records)
+    while _taken[batch.partition]:
         await asyncio.sleep(_LATE_SECONDS)
-        await self.apply(batch)
+        records, _taken[batch.partition] = _taken[batch.partition], []
+        await self.apply(LogBatch(batch.partition, records))
+    del _taken[batch.partition]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from parley_cli.failures import CommandError
 from parley_cli.server_process import run_until_signal
 from parley_cluster.cluster import engine_settings, prepare, public_key_file, running_engines
 from parley_cluster.supervisor import ProcessFailedError
+from parley_engines.cassandra import KEEPS_ALL
 from parley_engines.errors import EngineError
 from parley_engines.native import engines_of
 
@@ -66,7 +67,8 @@ def chaos(
         flow_seconds=flow_seconds,
         modules=_BROKEN[broken] if broken is not None else {},
     )
-    engines = engines_of(folder / "engines", _tell, leashed=True)
+    # One database node is killed here, where production has three: this one must not acknowledge what a kill takes away.
+    engines = engines_of(folder / "engines", _tell, {**os.environ, KEEPS_ALL: "1"}, leashed=True)
     try:
         with running_engines(engines) as started:
             environ = dict(os.environ) | _SETTINGS | engine_settings(started)

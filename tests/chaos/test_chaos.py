@@ -36,7 +36,7 @@ def test_a_short_run_keeps_the_contract(tmp_path: Path, engines: EnginesOfTheRun
 
 def test_a_store_that_commits_before_it_writes_is_found_out(tmp_path: Path, engines: EnginesOfTheRun) -> None:
     code, report = chaos(
-        tmp_path, engines, "--seed", "1", "--faults", "8", "--only", "kill", "--patience", "20", "--broken", "offset-before-write"
+        tmp_path, engines, "--seed", "1", "--faults", "6", "--only", "kill", "--patience", "60", "--broken", "offset-before-write"
     )
     assert code == 1
     assert report["lost"] or report["misordered"] or report["unanswered"] or report["problems"], report
