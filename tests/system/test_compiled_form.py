@@ -31,7 +31,7 @@ def form() -> str:
 
 def run(form: str, *tests: str) -> str:
     command = [sys.executable, str(Path(__file__).with_name("compiled_run.py")), form, *tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -46,7 +46,7 @@ def test_equal_seeds_give_equal_traces_in_both_forms(form):
 
 
 def test_the_unit_tests_pass_on_the_compiled_form(form):
-    assert " passed" in run(form, *UNIT_TESTS)
+    assert " passed" in run(form, *UNIT_TESTS, "-k", "not planted")  # bugs are planted into sources only
 
 
 def test_without_a_compiler_that_is_said_and_nothing_left_behind(tmp_path, monkeypatch, capsys):
