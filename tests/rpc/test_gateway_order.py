@@ -24,6 +24,9 @@ class SwitchedLog:
     def epoch(self) -> int:
         return self._inner.epoch
 
+    async def ping(self) -> None:
+        await self._inner.ping()
+
     async def partition_count(self, topic: str) -> int:
         return await self._inner.partition_count(topic)
 
