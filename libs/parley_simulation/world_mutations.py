@@ -17,7 +17,7 @@ from services.gateway.session import Session
 from services.gateway.slots import Slots
 from services.router.route import Router
 from services.router.slots import SlotTable
-from services.store import decide, sync
+from services.store import sync
 
 mutations: dict[str, Mutation] = {}
 # Mutations that show only while nobody reconnects: Sync repairs what they break.
@@ -83,21 +83,6 @@ def _(patch: Patch) -> None:
         self.close()
 
     patch.setattr(AckMerger, "flush", flush)
-
-
-@mutation("watermarks that a command moves are told to nobody")
-def _(patch: Patch) -> None:
-    original = decide._accept
-    silent = lambda *args: None  # noqa: E731
-
-    def accept(*args: Any) -> Any:
-        tell, decide._tell_watermarks = decide._tell_watermarks, silent
-        try:
-            return original(*args)
-        finally:
-            decide._tell_watermarks = tell
-
-    patch.setattr(decide, "_accept", accept)
 
 
 @mutation("watermarks are not in the digests")
