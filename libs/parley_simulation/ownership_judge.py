@@ -8,7 +8,7 @@ from chassis.testing.faulty_registry import RegistryEngine
 from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, DeliverResponse
 from parley_checker.guarantees import Guarantee
 from parley_checker.verdict import Fault, Verdict
-from parley_protocol.slots import fingerprint, slot_key
+from parley_protocol.slots import fingerprint, slot_key, slot_of_key
 from services.gateway.app import Gateway
 
 
@@ -22,6 +22,7 @@ class OwnershipJudge:
         self._epochs: list[str] = []
         self._outages: list[str] = []
         self.living: dict[str, Gateway] = {}  # by the process's name
+        registry.still_serves = self._still_serves
 
     def watch(self, name: str, gateway: Gateway) -> None:
         """Look at all that a gateway delivers, and at each slot that it lets go of."""
@@ -37,6 +38,10 @@ class OwnershipJudge:
             return response
 
         rpc.deliver = watched
+
+    def _still_serves(self, instance_id: str, key: str) -> bool:
+        slot = slot_of_key(key)
+        return any(gateway.instance_id == instance_id and slot in gateway.slots.epochs for gateway in self.living.values())
 
     def _on_frame(
         self, name: str, gateway: Gateway, held: Mapping[int, Epoch], request: DeliverRequest, response: DeliverResponse

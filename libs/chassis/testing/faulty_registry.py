@@ -1,7 +1,7 @@
 """A Registry as bad as the port allows: the real implementation behind a bad network, for one process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Final, TypeVar
 
@@ -25,6 +25,8 @@ class RegistryEngine(Engine):
         self.inner = inner
         self.acquisitions = 0
         self.stolen: list[str] = []  # who took what was another one's too soon after all data was lost
+        # Whether an instance still does what a lock stands for: one that was cut off takes it again, knowing of nobody else.
+        self.still_serves: Callable[[str, str], bool] = _serves_nothing
         self._takers: dict[str, list[tuple[int, str]]] = {}  # of each lock, in order: the index and the instance
         self._data_lost_at = -STRANGE_SECONDS
 
@@ -36,7 +38,8 @@ class RegistryEngine(Engine):
             if takers and takers[-1][0] == epoch.lock_index:
                 continue
             self.acquisitions += 1
-            if takers and takers[-1][1] != instance_id and now - self._data_lost_at < STRANGE_SECONDS:
+            strange = bool(takers) and takers[-1][1] != instance_id and not self.still_serves(instance_id, key)
+            if strange and now - self._data_lost_at < STRANGE_SECONDS:
                 self.stolen.append(f"{instance_id} took {key} from {takers[-1][1]} too soon after all data was lost")
             takers.append((epoch.lock_index, instance_id))
 
@@ -170,3 +173,7 @@ class FaultySession:
     async def wait_lost(self) -> None:
         await self._inner.wait_lost()
         await self._registry.wait_reachable()
+
+
+def _serves_nothing(_instance_id: str, _key: str) -> bool:
+    return False
