@@ -38,6 +38,7 @@ class SlotTable:
     def __init__(self, slot_count: int) -> None:
         self._count = slot_count
         self._owners: dict[int, Holder] = {}
+        self._shown: dict[int, Holder] = {}  # by the registry, last: a gateway's word may be newer or older than its next view
         self._sole = ""  # the one gateway that owns all slots, if there is such a one
         self._all_slots = 0  # their fingerprint then
         self._every_slot = frozenset(range(slot_count))
@@ -51,17 +52,19 @@ class SlotTable:
         return self._owners.get(slot)
 
     def on_holders(self, view: Mapping[str, Holder]) -> list[Move]:
-        """Take in what the registry shows; return what went from one gateway to another. A free slot keeps its last owner."""
+        """Take in what the registry shows; return what went from one gateway to another. A free slot keeps its last owner.
+
+        Only two views, one after the other, prove a move: an old owner believes it as it does the registry, and lets go.
+        """
         moves = []
         for key, holder in view.items():
             slot = slot_of_key(key)
             if slot is None or slot >= self._count:
                 continue
-            before = self._owners.get(slot)
-            if before != holder:
-                self._owners[slot] = holder
-                if before is not None and before.instance_id != holder.instance_id:
-                    moves.append(Move(slot, before, holder))
+            before = self._shown.get(slot)
+            if before is not None and before.instance_id != holder.instance_id:
+                moves.append(Move(slot, before, holder))
+            self._owners[slot] = self._shown[slot] = holder
         self._look_for_sole()
         return moves
 

@@ -122,6 +122,16 @@ def test_a_gateway_s_word_counts_for_what_it_was_believed_to_own():
     assert not made.on_refused("g1", [0, 1], news)
 
 
+def test_a_view_that_may_be_older_than_a_gateway_s_word_takes_nothing_from_it():
+    """Told that it had lost what it had just taken, a gateway would serve the slot no more while it holds the lock."""
+    made = table(["g1", "g1", "g2", "g2"])
+    assert made.on_refused("g1", [0], [SlotEpochs(owner_id="g3", session_id="x", slots=[0], lock_indexes=[7])])
+    assert made.on_holders(view(["g1", "g1", "g2", "g2"])) == []
+    assert made.on_holders(view(["g3", "g1", "g2", "g2"])) == [
+        Move(0, Holder("g1", Epoch("s-g1", 0)), Holder("g3", Epoch("s-g3", 0)))
+    ]
+
+
 @given(st.lists(records, max_size=6), st.frozensets(st.integers(0, COUNT - 1)))
 def test_what_was_refused_goes_out_again_and_nothing_else(events: list[EventRecord], refused: frozenset[int]):
     again = refused_of(events, refused, table([""] * COUNT))
