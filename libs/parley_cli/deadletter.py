@@ -13,12 +13,16 @@ from google.protobuf.message import DecodeError
 
 from chassis.eventlog import EventLog, LogEntry, LogRecord, partition_for
 from chassis.logs import configure_logging
+from chassis.timeline import Timeline
 from parley.log.v1.records_pb2 import CommandRecord, DeadLetter, RecordPosition
+from parley.store.v1.rows_pb2 import StopRow
 from parley_cli.connection import data_option, examples
-from parley_cli.failures import CommandError
-from parley_cli.log_access import open_log
+from parley_cli.failures import CommandError, SetupError
+from parley_cli.log_access import open_log, open_tables
 from parley_cli.rendering import harmless
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS
+from services.store.state import Position
+from services.store.stops import SKIPPED, STOPPED, read_stop, write_stop
 
 _SHOWN_BYTES = 2_000  # of a value that does not parse
 
@@ -88,12 +92,14 @@ async def redrive_letter(log: EventLog, found: Found) -> None:
     await log.append(DEAD_LETTERS, partition, [LogEntry(key, note.SerializeToString())])
 
 
-kafka_option = click.option("--kafka", is_flag=True, help="The log of a cluster, which PARLEY_KAFKA_* name, not that of --data.")
+kafka_option = click.option(
+    "--kafka", is_flag=True, help="The cluster that PARLEY_KAFKA_* and PARLEY_CQL_* name, not the folder of --data."
+)
 
 
 @click.group(short_help="Look at records that no store could apply.")
 def deadletter() -> None:
-    """Look at records that no store could apply, and append them again.
+    """Look at records that no store could apply, append them again, and skip one that stops a store.
 
     They are put aside in the topic parley.deadletters, with why, and the log goes on. A position is EPOCH/PARTITION/OFFSET in
     parley.commands. The server of a data folder has to be stopped for this; a cluster (--kafka) has not.
@@ -158,6 +164,49 @@ def redrive(position: str, data_dir: Path, kafka: bool, again: bool) -> None:
     click.echo(f"{position} was appended to the log again")
 
 
+@deadletter.command(
+    short_help="Let a partition go on that stopped at a record.",
+    epilog=examples("parley deadletter skip 1/0/4711", 'parley deadletter skip 1/0/4711 --reason "incident 7" --kafka'),
+)
+@click.argument("position")
+@data_option
+@kafka_option
+@click.option("--reason", default="by an operator", show_default=True, help="What the dead letter and the sender's error say.")
+def skip(position: str, data_dir: Path, kafka: bool, reason: str) -> None:
+    """Let a partition go on that stopped at a record which no store of yours can apply.
+
+    The store's log names the position (store.partition_stopped). Mend the store instead if you can: a store that can apply
+    the record does, and nothing is lost. A skipped record becomes a dead letter, which may be redriven once the cause is mended,
+    and its sender is told that it failed. All stores skip it, also when the log is applied again; one that stands there goes on
+    within seconds.
+    """
+    place = _parsed(position)
+
+    async def run() -> StopRow:
+        async with open_tables(data_dir, cluster=kafka) as timeline:
+            return await skip_record(timeline, place, reason)
+
+    configure_logging(json=False, level="warning")
+    row = asyncio.run(run())
+    click.echo(f"{position} is skipped: {harmless(row.reason)}")
+
+
+async def skip_record(timeline: Timeline, place: Position, reason: str) -> StopRow:
+    """Say in the tables that a record is to be skipped; return what they say then. Raises CommandError: no store stands there."""
+    name = "/".join(map(str, place))
+    before = await read_stop(timeline, place)
+    if before is None:
+        raise CommandError(
+            f"no partition stopped at {name}: only what a store can't apply can be skipped. Its log names the position."
+        )
+    if before.stage == STOPPED:
+        await write_stop(timeline, place, SKIPPED, reason)
+    row = await read_stop(timeline, place)
+    if row is None or row.stage != SKIPPED:
+        raise CommandError(f"{name} stopped a store once, and was applied since: there is nothing to skip.")
+    return row
+
+
 async def _find(data_dir: Path, kafka: bool) -> dict[str, Found]:
     configure_logging(json=False, level="warning")
     async with open_log(data_dir, kafka=kafka) as log:
@@ -168,6 +217,13 @@ def _one(letters: dict[str, Found], position: str) -> Found:
     if position not in letters:
         raise CommandError(f"there is no dead letter {position!r}; `parley deadletter list` names those that are.")
     return letters[position]
+
+
+def _parsed(position: str) -> Position:
+    parts = position.split("/")
+    if len(parts) != len(Position._fields) or not all(part.isascii() and part.isdecimal() and len(part) < 19 for part in parts):
+        raise SetupError(f"{position!r} is no position: EPOCH/PARTITION/OFFSET, for example 1/0/4711.")
+    return Position(*map(int, parts))
 
 
 def _position(letter: DeadLetter) -> str:

@@ -16,10 +16,11 @@ from google.protobuf.message import DecodeError
 from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.errors import Internal, status_of
-from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogUnavailableError
+from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogUnavailableError
 from chassis.tasks import Tasks
 from chassis.timeline import Row, Timeline, TimelineUnavailableError
 from parley.log.v1.records_pb2 import CommandRecord, DeadLetter
+from parley.store.v1.rows_pb2 import StopRow
 from parley_protocol.frames import OUTCOME_TAG, field
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS
 from services.store import encoding, rows
@@ -31,12 +32,24 @@ from services.store.metrics import StoreMetrics
 from services.store.recent import RecentEvents
 from services.store.seen_keys import key_hash
 from services.store.state import NewerEpochError, Position
+from services.store.stops import APPLIED, SKIPPED, STOPPED, around_skips, load_stops, read_stop, write_stop
 
 GROUP = "store"
+_REASON_CHARS: Final = 1_000  # of why a partition stopped, as the tables keep it
 _LETTER_BYTES: Final = 4 * 1024 * 1024  # of a dead letter's record; commands are far below
 _POLLING = -1  # counts failures of polling, beside those of partitions
+_ENGINE_AWAY: Final = (LogUnavailableError, TimelineUnavailableError)
 
 _log = structlog.get_logger()
+
+
+class _Stopped(Exception):
+    """A record that nobody here can go past; its cause is what came of trying."""
+
+    def __init__(self, record: LogRecord, cause: Exception) -> None:
+        super().__init__(record.offset)
+        self.record = record
+        self.cause = cause
 
 
 class Applier:
@@ -79,38 +92,97 @@ class Applier:
     async def _process(self, consumer: LogConsumer, batch: LogBatch) -> None:
         partition = batch.partition
         try:
-            await self.apply(batch)
-        except (LogUnavailableError, TimelineUnavailableError) as error:
+            await self._apply_or_stop(batch)
+        except _ENGINE_AWAY as error:
             delay = self._backoff.failed(partition)
             self._metrics.retries.inc()
             offset = batch.records[0].offset
             _log.warning("store.batch_failed", partition=partition, offset=offset, error=str(error), retry_in=delay)
             await asyncio.sleep(delay)
             consumer.retry(batch)
-        except (NewerEpochError, NewerRulesError) as error:
-            self._stop(batch, str(error))
-        except Exception as error:  # our bug: going on would answer records out of order, ending would take the readers along
-            self._stop(batch, "a record could not be applied: this is a bug", error)
+        except _Stopped as stopped:
+            await self._stay_stopped(partition, stopped)
+            consumer.retry(batch)
         else:
             self._backoff.succeeded(partition)
             consumer.done(batch)
 
-    def _stop(self, batch: LogBatch, why: str, error: Exception | None = None) -> None:
-        """Leave the partition held: nobody here goes past a record that was not understood."""
-        first, last = batch.records[0].offset, batch.records[-1].offset
-        _log.error(
-            "store.partition_stopped", partition=batch.partition, first_offset=first, last_offset=last, why=why, exc_info=error
-        )
-        self._metrics.stopped.labels(str(batch.partition)).set(1)
+    async def _apply_or_stop(self, batch: LogBatch) -> None:
+        """Apply a batch. Raises _Stopped: all before that record is applied, and nothing from it on."""
+        try:
+            await self.apply(batch)
+        except _ENGINE_AWAY:
+            raise
+        except Exception as error:  # our bug: going on would answer records out of order, ending would take the readers along
+            if len(batch.records) == 1:
+                raise _Stopped(batch.records[0], error) from error
+            _log.warning("store.batch_taken_apart", partition=batch.partition, offset=batch.records[0].offset, exc_info=error)
+            for record in batch.records:
+                await self._apply_or_stop(LogBatch(batch.partition, [record]))
+
+    async def _stay_stopped(self, partition: int, stopped: _Stopped) -> None:
+        """Leave the partition held: nobody here goes past a record that was not understood, until a person has it skipped."""
+        position, error = Position(self._log.epoch, partition, stopped.record.offset), stopped.cause
+        foreseen = isinstance(error, NewerEpochError | NewerRulesError)
+        why = str(error) if foreseen else f"it could not be applied, which is a bug: {type(error).__name__}: {error}"
+        name = "/".join(map(str, position))
+        _log.error("store.partition_stopped", position=name, why=why, exc_info=None if foreseen else error)
+        self._metrics.stopped.labels(str(partition)).set(1)
+        if isinstance(error, NewerEpochError):  # no matter of one record: this process serves a log that is over
+            await asyncio.Event().wait()
+        written = False
+        while True:
+            try:
+                if not written:
+                    await write_stop(self._timeline, position, STOPPED, why[:_REASON_CHARS])
+                    written = True
+                    _log.warning("store.waits_for_skip", position=name, command=f"parley deadletter skip {name}")
+                row = await read_stop(self._timeline, position)
+                if row is not None and row.stage == SKIPPED:
+                    break
+            except TimelineUnavailableError as away:
+                _log.warning("store.skip_not_seen", position=name, error=str(away))
+            await asyncio.sleep(self._settings.skip_look_seconds)
+        _log.warning("store.record_skipped", position=name, reason=row.reason)
+        self._metrics.stopped.labels(str(partition)).set(0)
 
     async def apply(self, batch: LogBatch) -> None:
         """Apply one batch wholly: on return its rows are written and its events published. What it raises, it forgets first."""
         memory = self._memory(batch.partition)
         try:
-            await self._apply(memory, batch)
+            if not memory.follows(batch.records[0].offset):
+                memory.stops = await load_stops(self._timeline, self._log.epoch, batch.partition)
+            stops = memory.stops
+            for piece in around_skips(batch, stops) if stops else (batch,):
+                if isinstance(piece, LogRecord):
+                    await self._skip(memory, batch.partition, piece, stops[piece.offset].reason)
+                else:
+                    await self._apply(memory, piece)
+                    await self._mend(piece, stops)
         except BaseException:
             memory.drop()
             raise
+
+    async def _skip(self, memory: PartitionMemory, partition: int, raw: LogRecord, reason: str) -> None:
+        """Make a record a dead letter without looking at it, and tell its device if it can be told."""
+        reason = f"skipped: {reason}"
+        position = Position(self._log.epoch, partition, raw.offset)
+        await self._log.append(DEAD_LETTERS, partition, [_dead_letter(position, raw.key, raw.value, reason)])
+        answer = _answer_to_skipped(raw, reason)
+        if answer:
+            await self._log.append(EVENTS, partition, _event_batches([answer], self._settings.publish_bytes))
+        self._metrics.dead_lettered.inc()
+        memory.begin(raw.offset)
+        memory.finish(raw.offset + 1)
+
+    async def _mend(self, batch: LogBatch, stops: dict[int, StopRow]) -> None:
+        """Say of records that stopped a store before that they are applied now: it is too late to skip them."""
+        for record in batch.records if stops else ():
+            stop = stops.get(record.offset)
+            if stop is not None and stop.stage == STOPPED:
+                position = Position(self._log.epoch, batch.partition, record.offset)
+                await write_stop(self._timeline, position, APPLIED, stop.reason)
+                stops[record.offset] = StopRow(stage=APPLIED, reason=stop.reason)
 
     def _memory(self, partition: int) -> PartitionMemory:
         memory = self._memories.get(partition)
@@ -280,6 +352,17 @@ def _refused_for_good(record: CommandRecord, why: str) -> Effect | None:
         return None
     status = status_of(Internal("DEAD_LETTERED", f"the command could not be decided: {why}")).SerializeToString()
     return Effect(own=field(OUTCOME_TAG, encoding.rejected(record.command.request_id, status)))
+
+
+def _answer_to_skipped(raw: LogRecord, reason: str) -> bytes:
+    """Return what tells the device, empty if nothing can: what nobody could apply may be anything."""
+    try:
+        record = CommandRecord.FromString(raw.value)
+        effect = _refused_for_good(record, reason)
+        return b"" if effect is None else _event_record(record, effect)
+    except Exception as error:
+        _log.warning("store.skip_not_answered", offset=raw.offset, error=str(error))
+        return b""
 
 
 def _dead_letter(position: Position, key: bytes, value: bytes, reason: str) -> LogEntry:

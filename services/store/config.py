@@ -22,3 +22,4 @@ class StoreSettings(BaseSettings):
     )
     retry_min_seconds: float = Field(default=0.05, gt=0, description="The first wait after an engine failed.")
     retry_max_seconds: float = Field(default=2.0, gt=0, description="The longest one.")
+    skip_look_seconds: float = Field(default=5.0, gt=0, description="How often a stopped partition looks for a skip.")

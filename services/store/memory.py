@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from chassis.timeline import Point, Timeline
 from parley.api.v1.events_pb2 import Event
 from parley.log.v1.records_pb2 import CommandRecord
+from parley.store.v1.rows_pb2 import StopRow
 from services.store import rows
 from services.store.decide import Fate, Known, needs_count, needs_first_event
 from services.store.seen_keys import SeenKeys, key_hash
@@ -92,6 +93,11 @@ class PartitionMemory:
         self._max_conversations = max_conversations
         self._conversations: OrderedDict[str, Loaded] = OrderedDict()
         self._next_offset: int | None = None
+        self.stops: dict[int, StopRow] = {}  # by offset; read anew by who applies when nothing else is known either
+
+    def follows(self, offset: int) -> bool:
+        """Tell whether a batch that begins here goes on where the last one ended: else nothing that is known may be used."""
+        return offset == self._next_offset
 
     def begin(self, offset: int) -> None:
         """Start a batch: keep what is known only if it follows the last one."""

@@ -5,6 +5,7 @@
 | timeline | conversation/bucket | seq, 8 bytes big-endian -> Event |
 | dedupe | conversation/user/week | device NUL request_id -> DedupeRow |
 | inbox | user | conversation -> InboxRow |
+| partition_stop | see services/store/stops.py |
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,8 @@ STATE: Final = "conversation_state"
 TIMELINE: Final = "timeline"
 DEDUPE: Final = "dedupe"
 INBOX: Final = "inbox"
-TABLES: Final = (STATE, TIMELINE, DEDUPE, INBOX)
+STOP: Final = "partition_stop"
+TABLES: Final = (STATE, TIMELINE, DEDUPE, INBOX, STOP)
 
 HEAD_KEY: Final = b""
 BUCKET_BITS: Final = 10  # 1,024 events a partition: 0.2 MB at 100 bytes, 16 MB at the body limit

@@ -6,6 +6,9 @@ A version is never changed once it was released: what comes is a new one, which 
 from typing import Final
 
 from chassis.timeline_cql_schema import SchemaVersions, TableSpec
-from services.store.rows import DEDUPE, INBOX, STATE, TIMELINE
+from services.store.rows import DEDUPE, INBOX, STATE, STOP, TIMELINE
 
-SCHEMA: Final[SchemaVersions] = ((TableSpec(STATE), TableSpec(TIMELINE), TableSpec(DEDUPE, expiring=True), TableSpec(INBOX)),)
+SCHEMA: Final[SchemaVersions] = (
+    (TableSpec(STATE), TableSpec(TIMELINE), TableSpec(DEDUPE, expiring=True), TableSpec(INBOX)),
+    (TableSpec(STOP),),
+)

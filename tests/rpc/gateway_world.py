@@ -32,7 +32,7 @@ from services.router.config import RouterSettings
 from services.store.app import open_store
 from services.store.config import StoreSettings
 
-TABLES = ("conversation_state", "timeline", "dedupe", "inbox")
+TABLES = ("conversation_state", "timeline", "dedupe", "inbox", "partition_stop")
 KEY = Ed25519PrivateKey.generate()
 WAIT_SECONDS = 10.0  # far beyond what anything takes; only a failing test waits for it
 _numbers = count(1)

@@ -9,7 +9,7 @@ import pickle
 import random
 import types
 from collections.abc import Generator, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from prometheus_client import CollectorRegistry
 
@@ -20,7 +20,7 @@ from services.store.apply import Applier
 from services.store.config import StoreSettings
 from services.store.metrics import StoreMetrics
 from services.store.recent import RecentEvents
-from services.store.rows import INBOX
+from services.store.rows import INBOX, STOP
 
 Group = tuple[Row, ...]  # of one (table, partition): applied together or not at all
 Answer = Mapping[Point, bytes] | Mapping[str, Sequence[Cell]] | Exception | None
@@ -99,6 +99,8 @@ class _Ports:
 
     async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
         found: dict[str, Sequence[Cell]] = {}
+        if table == STOP:  # where a worker stops the exploration ends: there is nothing to find
+            return found
         for partition in partitions:
             found |= await _ask(Read("read_partitions", (table, (partition,), limit), (table, partition)))
         return found
@@ -123,6 +125,10 @@ class _NoWait:
         """Nothing to forget."""
 
 
+async def _broken(*_: object) -> NoReturn:
+    raise BrokenError("the worker stopped its partition")
+
+
 class Stepper:
     """Runs batches of the records; of one stepper all workers are made, for what a worker is lies in what it is handed."""
 
@@ -139,6 +145,7 @@ class Stepper:
             rng=random.Random(0),
         )
         self._applier._backoff = _NoWait()  # type: ignore[assignment]
+        self._applier._stay_stopped = _broken  # type: ignore[method-assign]
 
     def run(self, memory: bytes, first: int, count: int, answers: Sequence[Answer]) -> Run:
         """Process `count` records from `first` on, with these answers to the first requests. Raises BrokenError on a stop."""
@@ -152,8 +159,6 @@ class Stepper:
                 answer = None if request is None else left.pop(0)
                 request = work.throw(answer) if isinstance(answer, Exception) else work.send(answer)
         except StopIteration:
-            if not consumer.told:
-                raise BrokenError("the worker stopped its partition") from None
             return Run(None, consumer.told == "done", self._memory())
         else:
             run = Run(request, consumer.told == "done", self._memory())

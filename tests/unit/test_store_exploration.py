@@ -150,7 +150,7 @@ def write_states_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def commit_before_the_write(patch: pytest.MonkeyPatch) -> None:
-    replace(patch, Applier, "_process", "await self.apply(batch)", "consumer.done(batch); await self.apply(batch)")
+    replace(patch, Applier, "_process", "await self._apply_or_stop(batch)", "consumer.done(batch); await self.apply(batch)")
 
 
 def take_the_own_dedupe_row_for_another(patch: pytest.MonkeyPatch) -> None:

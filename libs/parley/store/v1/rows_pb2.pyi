@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from parley.api.v1 import commands_pb2 as _commands_pb2
 from parley.api.v1 import events_pb2 as _events_pb2
 import builtins as _builtins
@@ -303,3 +304,53 @@ class InboxRow(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InboxRow: _TypeAlias = InboxRow  # noqa: Y015
+
+@_typing.final
+class StopRow(_message.Message):
+    """partition_stop, partition log epoch/partition, key offset (8 bytes big-endian): a record at which a partition stopped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Stage:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[StopRow._Stage.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STAGE_UNSPECIFIED: StopRow._Stage.ValueType  # 0
+        STAGE_STOPPED: StopRow._Stage.ValueType  # 1
+        """A store could not apply the record, and waits."""
+        STAGE_SKIPPED: StopRow._Stage.ValueType  # 2
+        """A person said that it is to be skipped."""
+        STAGE_APPLIED: StopRow._Stage.ValueType  # 3
+        """A store could apply it after all."""
+
+    class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
+        """How far it is with the record: only goes up."""
+
+    STAGE_UNSPECIFIED: StopRow.Stage.ValueType  # 0
+    STAGE_STOPPED: StopRow.Stage.ValueType  # 1
+    """A store could not apply the record, and waits."""
+    STAGE_SKIPPED: StopRow.Stage.ValueType  # 2
+    """A person said that it is to be skipped."""
+    STAGE_APPLIED: StopRow.Stage.ValueType  # 3
+    """A store could apply it after all."""
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    stage: Global___StopRow.Stage.ValueType
+    """The row's write timestamp as well."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        stage: Global___StopRow.Stage.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopRow: _TypeAlias = StopRow  # noqa: Y015
