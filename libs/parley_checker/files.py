@@ -12,6 +12,7 @@ from typing import Any, Final
 from parley_checker.history import Answered, Asked, Device, Entry, Fact, History, Mark, ReadBack, Scrolled, Settled, Shown, View
 
 VERSION: Final = 1
+_NUMBER_MAX: Final = 2**63 - 1
 _BODY_BYTES: Final = 12  # two bodies of one run that agree in 96 bits are the same
 
 
@@ -92,9 +93,9 @@ def read_lines(lines: Iterable[str], history: History) -> None:
             elif "tables" in told:
                 _read_tables(told, history)
             else:
-                user_id, device_id = told["device"]
+                device = _device(told["device"])
                 if (fact := _fact(told)) is not None:
-                    history.device(user_id, device_id).take(fact)
+                    history.device(*device).take(fact)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if not line.endswith("\n") and number > 1:
                 return
@@ -131,40 +132,61 @@ def _event(entry: Entry) -> dict[str, Any]:
 
 
 def _read_tables(told: Mapping[str, Any], history: History) -> None:
-    reading = history.readings.setdefault(told["tables"], {})
+    reading = history.readings.setdefault(_text(told["tables"]), {})
     if "event" in told:
         entry = _entry(told["event"])
         timeline = reading.setdefault(entry.conversation_id, [])  # type: ignore[attr-defined]  # ours: a dict of lists
         timeline.append(entry)
 
 
+def _text(told: object) -> str:
+    if not isinstance(told, str):
+        raise TypeError(f"{str(told)[:50]} is no text")
+    return told
+
+
+def _number(told: object) -> int:
+    if type(told) is not int or not 0 <= told <= _NUMBER_MAX:
+        raise ValueError(f"{str(told)[:50]} is no number from 0 to {_NUMBER_MAX}")
+    return told
+
+
+def _device(told: Any) -> Device:
+    user_id, device_id = told
+    return Device(_text(user_id), _text(device_id))
+
+
 def _entry(told: Mapping[str, Any]) -> Entry:
-    actor, joined, left = Device(*told["actor"]), tuple(told.get("joined", ())), tuple(told.get("left", ()))
+    seq = _number(told["seq"])
+    if not seq:
+        raise ValueError("the first seq is 1")
+    joined, left = (tuple(map(_text, told.get(name, ()))) for name in ("joined", "left"))
     request_id, body = bytes.fromhex(told["request"]), bytes.fromhex(told.get("body", ""))
-    return Entry(told["conversation"], int(told["seq"]), actor, request_id, told["kind"], body, joined, left)
+    return Entry(_text(told["conversation"]), seq, _device(told["actor"]), request_id, _text(told["kind"]), body, joined, left)
 
 
 def _fact(told: Mapping[str, Any]) -> Fact | None:
     match told:
         case {"invoke": it}:
             body = bytes.fromhex(it.get("body", ""))
-            return Asked(bytes.fromhex(it["request"]), it["conversation"], it["kind"], body)
+            return Asked(bytes.fromhex(it["request"]), _text(it["conversation"]), _text(it["kind"]), body)
         case {"ok": it}:
-            return Answered(bytes.fromhex(it["request"]), it["conversation"], int(it["seq"]))
+            return Answered(bytes.fromhex(it["request"]), _text(it["conversation"]), _number(it["seq"]))
         case {"fail": it}:
-            return Answered(bytes.fromhex(it["request"]), it["conversation"], 0)
+            return Answered(bytes.fromhex(it["request"]), _text(it["conversation"]), 0)
         case {"shown": it, "run": run}:
-            return Shown(int(run), _entry(it))
+            return Shown(_number(run), _entry(it))
         case {"mark": it, "run": run}:
-            return Mark(int(run), it["conversation"], it["user"], int(it["delivered"]), int(it["read"]))
+            delivered_seq, read_seq = _number(it["delivered"]), _number(it["read"])
+            return Mark(_number(run), _text(it["conversation"]), _text(it["user"]), delivered_seq, read_seq)
         case {"read": it}:
-            return ReadBack(it["conversation"], int(it["least"]), int(it["head"]))
+            return ReadBack(_text(it["conversation"]), _number(it["least"]), _number(it["head"]))
         case {"view": it}:
-            return View(it["conversation"], int(it["held"]), int(it["head"]), int(it["read"]), int(it["unread"]))
+            return View(_text(it["conversation"]), *(_number(it[name]) for name in ("held", "head", "read", "unread")))
         case {"scrolled": it}:
-            return Scrolled(it["conversation"])
+            return Scrolled(_text(it["conversation"]))
         case {"settled": it}:
-            return Settled(dict(it))
+            return Settled({name: _number(seq) for name, seq in it.items()})
         case {"unknown": _}:
             return None
     raise ValueError("it says nothing that is known")

@@ -239,7 +239,7 @@ def _judge_device(
 ) -> None:
     """Judge what one device showed: in order, once a run, as stored, nothing foreign, nothing missing."""
     who = str(device)
-    visible = {seq for first, last in stays for seq in range(first, last + 1)}
+    visible = {seq for seq in stored if _within(stays, seq)}
     held = {answer.seq for answer in facts.answered.get(device, ())}  # its own commands come as outcomes
     latest, seen, current = 0, set[int](), None
     for run, entry in facts.shown.get(device, ()):
@@ -259,7 +259,7 @@ def _judge_device(
                 Guarantee.ONE_ORDER,
                 f"{who} showed {_name(entry)}, stored is {_name(truth) if truth else 'nothing'}",
             )
-        if entry.seq not in visible:
+        if entry.seq not in visible and not _within(stays, entry.seq):
             verdict.blame(Fault.LEAKED, Guarantee.MEMBERS_ONLY, f"{who} showed {_name(entry)}, whose user was no member then")
     showed = len(facts.shown.get(device, ()))
     for guarantee in (Guarantee.ONE_ORDER, Guarantee.SHOWN_ONCE, Guarantee.MEMBERS_ONLY):
@@ -269,7 +269,7 @@ def _judge_device(
     first_held = own.first_held.get(conversation_id, 1)
     if conversation_id in own.scrolled:  # what was scrolled to is held, and was no news
         first_held = min((entry.seq for _, entry in facts.shown.get(device, ())), default=max(stored, default=0) + 1)
-    due = [seq for seq in visible if seq >= first_held and seq in stored]
+    due = [seq for seq in visible if seq >= first_held]
     verdict.judged[Guarantee.COMPLETE] += len(due)
     missing = sorted(seq for seq in due if seq not in held)
     if missing:
@@ -279,6 +279,10 @@ def _judge_device(
             f"{who} never showed {_name(stored[missing[0]])} nor {len(missing) - 1} others",
             len(missing),
         )
+
+
+def _within(stays: Sequence[tuple[int, int]], seq: int) -> bool:
+    return any(first <= seq <= last for first, last in stays)
 
 
 def _is(entry: Entry | None, device: Device, request_id: bytes) -> bool:

@@ -1,10 +1,13 @@
 """`parley check`: the delivery contract judged from what clients recorded, by anyone."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import click
+from google.protobuf.message import DecodeError
 
+from chassis.embedded import TABLES_FILE, DataFolderError, hold_folder
 from parley_checker.files import FormatError, hashed, read_lines
 from parley_checker.history import Entry, History
 from parley_checker.judge import judge
@@ -45,8 +48,7 @@ def check(files: tuple[Path, ...], data: Path | None, as_json: bool) -> None:
         except OSError as error:
             raise SetupError(f"{path}: {error.strerror}") from None
     if data is not None:
-        tables = read_timelines(data)
-        history.readings["files"] = {name: [_as_recorded(entry) for entry in timeline] for name, timeline in tables.items()}
+        history.readings["files"] = _tables_in(data)
     if not history.readings:
         raise SetupError("the files do not say what the tables hold: give --data, or record it (docs/testing.md)")
     verdict = judge(history)
@@ -62,6 +64,20 @@ def check(files: tuple[Path, ...], data: Path | None, as_json: bool) -> None:
         click.secho(verdict.line(), fg="green" if verdict.kept else "red", bold=True)
     if not verdict.kept:
         raise click.exceptions.Exit(1)
+
+
+def _tables_in(data: Path) -> dict[str, list[Entry]]:
+    """Return what the tables in a data folder hold. Raises SetupError."""
+    if not (data / TABLES_FILE).is_file():
+        raise SetupError(f"there are no tables in {data}: it is no data folder")
+    try:
+        with hold_folder(data):
+            tables = read_timelines(data)
+    except DataFolderError as error:
+        raise SetupError(f"{error}: stop that server first") from None
+    except (sqlite3.Error, DecodeError) as error:
+        raise SetupError(f"the tables in {data} can't be read: {error}") from None
+    return {name: [_as_recorded(entry) for entry in timeline] for name, timeline in tables.items()}
 
 
 def _as_recorded(entry: Entry) -> Entry:

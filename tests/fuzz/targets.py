@@ -28,6 +28,7 @@ from parley.log.v1.records_pb2 import CommandRecord, EventBatch, EventRecord
 from parley.store.v1.store_service_pb2 import ListRecipientsResponse
 from parley_checker.files import FormatError, read_lines
 from parley_checker.history import History
+from parley_checker.judge import judge
 from parley_client.device_state import DeviceState, Step
 from parley_client.errors import ClientError
 from parley_client.store_memory import MemoryStore
@@ -378,9 +379,11 @@ def what_a_device_gets(data: bytes) -> None:
     b'{"history":1}\n{"device":["a","d"],"view":{"conversation":"c","held":1,"head":1,"read":1,"unread":0}}\n',
 )
 def recorded_history(data: bytes) -> None:
-    """A file that `parley check` is given."""
+    """A file that `parley check` is given: whatever is taken of it can be judged."""
+    history = History(readings={"files": {}})
     with suppress(FormatError):
-        read_lines(data.decode("utf-8", "replace").splitlines(keepends=True), History())
+        read_lines(data.decode("utf-8", "replace").splitlines(keepends=True), history)
+    judge(history)
 
 
 def silence() -> None:

@@ -1,11 +1,19 @@
 """Records: what a judge needs is in them, whoever wrote them; what is none is refused."""
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 from clean_history import ALICE, CAROL, clean_history
+from click.testing import CliRunner
 
+from chassis.embedded import TABLES_FILE, hold_folder
 from parley_checker.files import FormatError, hashed, lines_of, read_lines
 from parley_checker.history import History, Shown
 from parley_checker.judge import judge
+from parley_checker.verdict import Fault
+from parley_cli.__main__ import main
 
 
 def test_a_record_reads_back_as_it_was_but_for_bodies():
@@ -47,3 +55,56 @@ def test_several_files_are_one_history_and_half_a_last_line_is_nothing():
 def test_what_is_no_record_is_refused_with_its_line(lines: list[str], where: str):
     with pytest.raises(FormatError, match=where):
         read_lines(lines, History())
+
+
+EVENT = {"conversation": "d_x", "seq": 1, "actor": ["a", "b"], "request": "00", "kind": "message"}
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        {"tables": "files", "event": EVENT | {"seq": 0}},
+        {"tables": "files", "event": EVENT | {"seq": "1"}},
+        {"tables": "files", "event": EVENT | {"kind": []}},
+        {"tables": "files", "event": EVENT | {"joined": [["a"]]}},
+        {"tables": "files", "event": EVENT | {"actor": [[], "b"]}},
+        {"device": ["a", "b"], "ok": {"request": "00", "conversation": "d_x", "seq": math.inf}},
+        {"device": ["a", "b"], "ok": {"request": "00", "conversation": "d_x", "seq": 2**64}},
+        {"device": ["a", "b"], "ok": {"request": "00", "conversation": [], "seq": 1}},
+        {"device": ["a", "b"], "settled": {"d_x": "1"}},
+    ],
+    ids=repr,
+)
+def test_a_fact_of_other_types_is_none(fact: dict[str, object]):
+    with pytest.raises(FormatError, match="line 2"):
+        read_lines(['{"history":1}\n', json.dumps(fact) + "\n"], History())
+
+
+def test_a_seq_beyond_all_memory_is_judged_all_the_same():
+    history = History()
+    event = EVENT | {"seq": 2**63 - 1}
+    facts = [
+        {"tables": "files", "event": event},
+        {"device": ["a", "b"], "shown": event, "run": 1},
+        {"device": ["a", "b"], "settled": {}},
+    ]
+    read_lines(['{"history":1}\n', *(json.dumps(fact) + "\n" for fact in facts)], history)
+    assert judge(history).faults[Fault.GAPS] == 2**63 - 2
+
+
+def test_tables_are_judged_of_a_stopped_servers_folder_only(tmp_path: Path):
+    record, data = tmp_path / "record.jsonl", tmp_path / "data"
+    record.write_text('{"history":1}\n')
+    data.mkdir()
+
+    def error() -> str:
+        told = CliRunner().invoke(main, ["check", str(record), "--data", str(data)])
+        assert told.exit_code == 2
+        return told.output
+
+    assert "no tables" in error()
+    assert list(data.iterdir()) == []
+    (data / TABLES_FILE).write_bytes(b"no database")
+    assert "can't be read" in error()
+    with hold_folder(data):
+        assert "stop that server first" in error()
