@@ -14,13 +14,16 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 import structlog
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from chassis.clock import Clock
+from chassis.readiness import NotReadyError
 from chassis.registry import Instance, Registry
 from chassis.tasks import Tasks, open_tasks
 
 OpenChannel = Callable[[Instance], AbstractAsyncContextManager[grpc.aio.Channel]]
 TRY_SECONDS: Final = 2.0  # a read takes milliseconds; one that takes longer is better asked for elsewhere
+_PING_SECONDS: Final = 4.0  # longer than a service takes to be started anew, shorter than a probe may take
 _CALL_SECONDS: Final = 10.0  # for calls without a deadline
 _REST_SECONDS: Final = 3.0  # what an instance that did not answer is spared; sooner if there is no other
 _PAUSE_SECONDS: Final = 0.1  # before all are asked again: a service that is started anew is back within a second or two
@@ -62,6 +65,14 @@ class Peers(grpc.aio.Channel):
         while not self._peers:
             self._changed.clear()
             await self._changed.wait()
+
+    async def ping(self) -> None:
+        """Return when an instance has given a sign of life, be it ready or not. Raises NotReadyError: none does."""
+        encode, decode = HealthCheckRequest.SerializeToString, HealthCheckResponse.FromString
+        try:
+            await self.call("/grpc.health.v1.Health/Check", encode, decode, HealthCheckRequest(), _PING_SECONDS, None)
+        except grpc.aio.AioRpcError as error:
+            raise NotReadyError(f"no {self._service} answers: {error.details()}") from error
 
     async def follow(self, registry: Registry, tasks: Tasks) -> None:
         """Open and close channels as instances come and go, until cancelled. A channel that is closed lets its calls end first."""

@@ -1,8 +1,8 @@
 """Whether a process should be given work, and if not, why: what `/healthz` and gRPC health tell.
 
 A process is live while its loop answers, and ready while everything answers that it can't work without. Live and not ready means:
-send work elsewhere, and leave it running, for it becomes ready by itself. So that this is true of an idle process, too, the engines
-are asked for a sign of life now and then. A composition root does it in this order:
+send work elsewhere, and leave it running, for it becomes ready by itself or waits for a person, as its reason says. So that this is
+true of an idle process, too, the engines are asked for a sign of life now and then. A composition root does it in this order:
 
     async with open_readiness() as readiness:  # says "starting"
         ... open_metrics_server(bind, registry, readiness)  # GET /healthz, GET /livez
@@ -33,7 +33,15 @@ PROCESS: Final = "process"  # the component that is the process's own life: star
 PROBE_INTERVAL_SECONDS: Final = 2.0  # an engine's loss shows within seconds, and costs it one small question a process
 PROBE_SECONDS: Final = 5.0  # an engine that is merely busy answers sooner; also what an engine that hangs takes to show
 _NOT_ASKED: Final = "not asked yet"
-_UNAVAILABLE: Final = (LogUnavailableError, TimelineUnavailableError, RegistryUnavailableError, grpc.aio.AioRpcError, OSError)
+
+
+class NotReadyError(Exception):
+    """What a probe raises whose component can't work for a reason of its own."""
+
+
+_UNAVAILABLE: Final = (
+    NotReadyError, LogUnavailableError, TimelineUnavailableError, RegistryUnavailableError, grpc.aio.AioRpcError, OSError,
+)  # fmt: skip
 
 
 class Readiness:
@@ -68,6 +76,11 @@ class Readiness:
         while self.ready is not ready:
             await self._changed.wait()
 
+    async def wait_asked(self) -> None:
+        """Wait until each component that is watched has been asked once, whatever came of it."""
+        while _NOT_ASKED in self._problems.values():
+            await self._changed.wait()
+
     def describe(self) -> str:
         """Return what `/healthz` says: JSON, whether ready and each component's problem or `ok`."""
         components = {name: problem or "ok" for name, problem in sorted(self._problems.items())}
@@ -76,8 +89,8 @@ class Readiness:
     def watch(self, probes: Mapping[str, Probe]) -> None:
         """End the start, and ask each component for a sign of life, over and over: not ready until all have answered once.
 
-        A probe raises what its port calls unavailable. Anything else that it raises is a bug: it is logged with its traceback, and
-        the component stays unready.
+        A probe raises what its port calls unavailable, or NotReadyError. Anything else that it raises is a bug: it is logged with
+        its traceback, and the component stays unready.
         """
         for name, probe in probes.items():
             self.report(name, _NOT_ASKED)

@@ -138,7 +138,7 @@ async def open_embedded(
             ) as server,
         ):
             readiness.watch(services.store.probes)  # the others stand on the same files
-            await readiness.wait_until(True)
+            await readiness.wait_asked()  # not until it is ready: a partition that stopped is for a person, and reads go on
             try:
                 yield Running(server.address, services)
             finally:

@@ -35,7 +35,8 @@ async def serve(host: Host) -> None:
     ):  # fmt: skip
         try:
             await gateway.wait_settled()
-            await host.serve(public.address, gateway.wait_failed(), gateway.probes, internal=internal.address)
+            probes = {**gateway.probes, "stores": stores.ping}
+            await host.serve(public.address, gateway.wait_failed(), probes, internal=internal.address)
         finally:
             await gateway.drain()
 

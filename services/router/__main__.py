@@ -26,7 +26,7 @@ async def serve(host: Host) -> None:
         host.internal_server(router.register, CALLERS) as server,
         open_registration(registry, Instance("router", host.name(settings.instance_id), host.advertised(server)), host.rng),
     ):  # fmt: skip
-        await host.serve(server.address, router.wait_failed(), router.probes)
+        await host.serve(server.address, router.wait_failed(), {**router.probes, "stores": stores.ping})
 
 
 def main() -> None:

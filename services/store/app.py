@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from chassis.clock import Clock
 from chassis.eventlog import EventLog
-from chassis.readiness import Probe
+from chassis.readiness import NotReadyError, Probe
 from chassis.tasks import Tasks, open_tasks
 from chassis.timeline import Point, Timeline
 from parley.store.v1.store_service_pb2_grpc import add_StoreServiceServicer_to_server
@@ -28,15 +28,21 @@ CALLERS: Final = frozenset({"gateway", "router"})  # who asks a store
 class Store:
     """A running store; made by `open_store`."""
 
-    def __init__(self, rpc: StoreRpc, tasks: Tasks, log: EventLog, timeline: Timeline) -> None:
+    def __init__(self, rpc: StoreRpc, tasks: Tasks, log: EventLog, timeline: Timeline, stopped: Mapping[int, str]) -> None:
         self._rpc = rpc
+        self._stopped = stopped
         self._tasks = tasks
         self._timeline = timeline
-        self.probes: Mapping[str, Probe] = {"log": log.ping, "tables": self._read}  # what a store can't work without
+        # What a store can't work without.
+        self.probes: Mapping[str, Probe] = {"log": log.ping, "tables": self._read, "partitions": self._look_at_partitions}
 
     async def _read(self) -> None:
         """Read a row that nobody writes."""
         await self._timeline.read_points([Point(STATE, "-", HEAD_KEY)])
+
+    async def _look_at_partitions(self) -> None:
+        if self._stopped:
+            raise NotReadyError("; ".join(self._stopped.values()))
 
     def register(self, server: Any) -> None:
         """Add StoreService to a server, real or in process."""
@@ -59,4 +65,4 @@ async def open_store(
     rpc = StoreRpc(reader, Syncer(timeline, reader), clock, store_metrics)
     async with open_tasks("store") as tasks:
         tasks.spawn(applier.run(tasks), name="apply")
-        yield Store(rpc, tasks, log, timeline)
+        yield Store(rpc, tasks, log, timeline, applier.stopped)

@@ -73,6 +73,7 @@ class Applier:
         self._clock = clock
         self._metrics = metrics
         self._memories: dict[int, PartitionMemory] = {}
+        self.stopped: dict[int, str] = {}  # partitions that need a person, and why
         self._backoff = Backoff(settings.retry_min_seconds, settings.retry_max_seconds, rng)
 
     async def run(self, tasks: Tasks) -> None:
@@ -128,6 +129,7 @@ class Applier:
         name = "/".join(map(str, position))
         _log.error("store.partition_stopped", position=name, why=why, exc_info=None if foreseen else error)
         self._metrics.stopped.labels(str(partition)).set(1)
+        self.stopped[partition] = f"partition {partition} stopped at record {name}: {why}"
         if isinstance(error, NewerEpochError):  # no matter of one record: this process serves a log that is over
             await asyncio.Event().wait()
         written = False
@@ -145,6 +147,7 @@ class Applier:
             await asyncio.sleep(self._settings.skip_look_seconds)
         _log.warning("store.record_skipped", position=name, reason=row.reason)
         self._metrics.stopped.labels(str(partition)).set(0)
+        del self.stopped[partition]
 
     async def apply(self, batch: LogBatch) -> None:
         """Apply one batch wholly: on return its rows are written and its events published. What it raises, it forgets first."""

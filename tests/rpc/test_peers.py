@@ -12,6 +12,7 @@ from chassis.channels import open_channel
 from chassis.clock import SystemClock
 from chassis.errors import NotFound, Unavailable
 from chassis.peers import Peers, open_peers
+from chassis.readiness import NotReadyError
 from chassis.registry import Instance
 from chassis.registry_memory import MemoryRegistry
 from chassis.server import open_server
@@ -140,3 +141,18 @@ async def test_a_caller_that_is_cancelled_ends_at_once() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+
+
+async def test_a_sign_of_life_comes_from_any_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chassis.peers._PING_SECONDS", 0.3)
+    registry = MemoryRegistry()
+    async with peers_of(registry, try_seconds=0.1) as peers:
+        with pytest.raises(NotReadyError, match="no router answers: no router is known"):
+            await peers.ping()
+        async with registry.open_session(Instance(SERVICE, "gone", "127.0.0.1:1")):
+            await peers.wait_any()
+            with pytest.raises(NotReadyError, match="no router answers: "):
+                await peers.ping()
+            async with running(registry, Named("b")):
+                monkeypatch.undo()
+                await peers.ping()

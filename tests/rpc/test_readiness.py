@@ -14,12 +14,15 @@ from structlog.testing import capture_logs
 from chassis.channels import open_channel
 from chassis.clock import SystemClock
 from chassis.embedded import open_embedded_engines
-from chassis.eventlog import LogUnavailableError
+from chassis.eventlog import LogEntry, LogUnavailableError
 from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.metrics import open_metrics_server
-from chassis.readiness import PROCESS, open_readiness
+from chassis.readiness import PROCESS, NotReadyError, open_readiness
 from chassis.server import open_server
 from chassis.timeline import TimelineUnavailableError
+from parley.log.v1.records_pb2 import CommandRecord
+from parley.store.v1.store_service_pb2 import SyncRequest
+from parley.store.v1.store_service_pb2_grpc import StoreServiceStub
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
 from services.gateway.app import open_gateway
 from services.gateway.config import GatewaySettings
@@ -116,6 +119,16 @@ async def test_what_an_engine_that_is_away_says_is_told_until_it_is_back(readine
     engine.error, engine.hangs = None, False
     await turned(readiness, True)
     assert (await get(http, "/healthz"))[0] == 200
+
+
+async def test_a_start_may_wait_for_the_first_answers_whatever_they_are(readiness):
+    slow, broken = Engine(), Engine()
+    slow.hangs = True
+    broken.error = NotReadyError("a partition stopped")
+    readiness.watch({"slow": slow.ping, "broken": broken.ping})
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await readiness.wait_asked()
+    assert readiness.problems == {PROCESS: "", "slow": "no answer within 0.1 s", "broken": "a partition stopped"}
 
 
 async def test_a_check_that_is_broken_is_told_and_logged_once(readiness):
@@ -218,3 +231,34 @@ async def test_a_service_is_not_ready_without_its_engine_and_says_which(readines
             status, body = await get(http, "/healthz")
             assert status == 503
             assert json.loads(body)["components"][engine].endswith("is away")
+
+
+async def test_a_store_whose_partition_stopped_is_not_ready_says_why_and_is_still_read(readiness, http):
+    newer = CommandRecord(rules_version=99, conversation_id="c", user_id="alice", device_id="d1")
+    after = LogEntry(b"c", b"\xff")  # would be a dead letter
+    async with open_embedded_engines(
+        None, topics={COMMANDS: 2, EVENTS: 2, DEAD_LETTERS: 2}, durable_topics=(COMMANDS,), tables=TABLES, clock=SystemClock()
+    ) as engines:
+        async with open_service("store", engines.log, engines.timeline, engines.registry) as store:
+            readiness.watch(store.probes)
+            await turned(readiness, True)
+            await engines.log.append(COMMANDS, 0, [LogEntry(b"c", newer.SerializeToString())])
+            await turned(readiness, False)
+            status, body = await get(http, "/healthz")
+            assert status == 503
+            assert "partition 0 stopped at record 1/0/0: " in (why := json.loads(body)["components"]["partitions"])
+            assert "rules_version 99" in why
+            await engines.log.append(COMMANDS, 0, [after])
+            await engines.log.append(COMMANDS, 1, [after])
+            async with asyncio.timeout(DEADLINE_SECONDS), engines.log.open_consumer(DEAD_LETTERS, "test") as letters:
+                assert (await letters.poll(10)).partition == 1  # the other one goes on
+            server = InProcessServer()
+            store.register(server)
+            await StoreServiceStub(InProcessChannel(server)).Sync(SyncRequest(user_id="alice"), timeout=DEADLINE_SECONDS)
+            await server.stop(None)
+            assert [record async for record in engines.log.records(DEAD_LETTERS, 0)] == []
+        async with open_service("store", engines.log, engines.timeline, engines.registry) as store:  # not lost: it comes again
+            readiness.watch(store.probes)
+            await turned(readiness, False)
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await until(lambda: "rules_version 99" in readiness.problems["partitions"])
