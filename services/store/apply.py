@@ -37,6 +37,7 @@ from services.store.stops import APPLIED, SKIPPED, STOPPED, around_skips, load_s
 GROUP = "store"
 _REASON_CHARS: Final = 1_000  # of why a partition stopped, as the tables keep it
 _LETTER_BYTES: Final = 4 * 1024 * 1024  # of a dead letter's record; commands are far below
+_LETTER_KEY_BYTES: Final = 64 * 1024
 _POLLING = -1  # counts failures of polling, beside those of partitions
 _ENGINE_AWAY: Final = (LogUnavailableError, TimelineUnavailableError)
 
@@ -371,6 +372,8 @@ def _answer_to_skipped(raw: LogRecord, reason: str) -> bytes:
 def _dead_letter(position: Position, key: bytes, value: bytes, reason: str) -> LogEntry:
     if len(value) > _LETTER_BYTES:  # whole it could be too large for the log itself, with what is around it
         value, reason = value[:_LETTER_BYTES], f"{reason} ({len(value)} bytes, cut here)"
+    if len(key) > _LETTER_KEY_BYTES:
+        key, reason = key[:_LETTER_KEY_BYTES], f"{reason} (a key of {len(key)} bytes, cut here)"
     letter = DeadLetter(
         log_epoch=position.epoch, partition=position.partition, offset=position.offset, key=key, value=value, reason=reason
     )

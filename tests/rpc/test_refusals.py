@@ -175,6 +175,15 @@ async def test_what_can_not_be_decided_is_told_and_lies_in_the_dead_letters(worl
     assert all(letter.reason for letter in letters)
 
 
+async def test_a_record_that_is_as_large_as_the_log_takes_is_cut_and_the_partition_goes_on(world: World):
+    large = 7 * 1024 * 1024
+    await world.engines.log.append(COMMANDS, 0, [LogEntry(b"x", bytes(large)), LogEntry(bytes(large), b"x")])
+    assert await submit(world, "alice", message("bob")) == 1
+    letters = [raw async for raw in world.engines.log.records(DEAD_LETTERS, 0)]
+    assert [len(raw.key) + len(raw.value) < 5 * 1024 * 1024 for raw in letters] == [True, True]
+    assert [f"{large} bytes, cut here" in DeadLetter.FromString(raw.value).reason for raw in letters] == [True, True]
+
+
 async def test_a_group_has_500_members_and_not_one_more(world: World):
     users = [f"u{number:03}" for number in range(499)]
     full = Command(request_id=b"full" * 4, create_group=CreateGroup(title="Full", member_user_ids=users))
