@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from chassis.backoff import Backoff
 from chassis.eventlog import LogEntry, LogRecord, LogUnavailableError, RecordTooLargeError
-from chassis.eventlog_kafka_connection import KAFKA_ERRORS, REQUEST_SECONDS, KafkaConnection, describe
+from chassis.eventlog_kafka_connection import KAFKA_ERRORS, REQUEST_SECONDS, KafkaConnection, describe, refuse_wrong_login
 from chassis.eventlog_kafka_consumer import HEARTBEAT_SECONDS, KafkaConsumer
 from chassis.eventlog_kafka_metrics import KafkaMetrics
 from chassis.eventlog_kafka_producer import APPEND_SECONDS, Lane, RebuiltProducer, open_producer
@@ -144,7 +144,7 @@ async def open_kafka_log(
     """Open the log of an epoch, whose topics exist with these numbers of partitions.
 
     Waits `start_seconds` for a cluster that does not answer, and says that it does. Raises LogUnavailableError: it did not answer
-    (or does not know us), or a topic is missing; LogSetupError: one is not as it has to be. `prefix` begins all topics' names.
+    or a topic is missing; LogSetupError: one is not as it has to be, or the login is refused. `prefix` begins all topics' names.
     """
     counted = KafkaMetrics(metrics)
     async with open_producer(connection, rng, counted) as producer:
@@ -179,6 +179,7 @@ async def _connect(
             await producer.start()
             break
         except KAFKA_ERRORS as error:
+            await refuse_wrong_login(connection)
             left = deadline - time.monotonic()
             if left <= 0:
                 raise LogUnavailableError(f"Kafka at {connection.bootstrap_servers}: {describe(error)}") from error

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiokafka.errors import KafkaError
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.errors import KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 
-from chassis.eventlog import LogUnavailableError
+from chassis.eventlog import LogSetupError, LogUnavailableError
 
 # A broker that is merely busy answers sooner; one that hangs (stopped, cut off) shows after this long.
 REQUEST_SECONDS: Final = 5.0
@@ -55,6 +56,22 @@ async def kafka_errors(what: str) -> AsyncIterator[None]:
         yield
     except KAFKA_ERRORS as error:
         raise LogUnavailableError(f"{what}: {describe(error)}") from error
+
+
+async def refuse_wrong_login(connection: KafkaConnection) -> None:
+    """Raise LogSetupError if a broker refuses the login. Its clients say no more than that they found no broker."""
+    if not connection.user:
+        return
+    options = connection.client_options()
+    for host, port, _ in collect_hosts(options.pop("bootstrap_servers")):
+        try:
+            (await create_conn(host, port, **options)).close()
+        except (SaslAuthenticationFailed, UnsupportedSaslMechanismError) as error:
+            raise LogSetupError(
+                f"Kafka at {host}:{port} refuses the login of {connection.user!r} by {connection.sasl_mechanism}: {describe(error)}"
+            ) from error
+        except KAFKA_ERRORS:
+            continue
 
 
 def describe(error: BaseException) -> str:

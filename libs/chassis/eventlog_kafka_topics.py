@@ -16,7 +16,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import NoError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from chassis.eventlog import LogSetupError, LogUnavailableError
-from chassis.eventlog_kafka_connection import KafkaConnection, kafka_errors
+from chassis.eventlog_kafka_connection import KafkaConnection, kafka_errors, refuse_wrong_login
 
 # The largest record that a topic takes; a poll's events as one record must fit (services cut theirs at 1 MB, see 0004).
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
@@ -140,8 +140,12 @@ def _check_configs(name: str, configs: Mapping[str, str]) -> None:
 async def _open_admin(connection: KafkaConnection) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(**connection.client_options())
     try:
-        async with kafka_errors(f"Kafka at {connection.bootstrap_servers}"):
-            await admin.start()
+        try:
+            async with kafka_errors(f"Kafka at {connection.bootstrap_servers}"):
+                await admin.start()
+        except LogUnavailableError:
+            await refuse_wrong_login(connection)
+            raise
         yield admin
     finally:
         await admin.close()
