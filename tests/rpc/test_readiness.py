@@ -32,6 +32,8 @@ from services.router.config import RouterSettings
 from services.store.app import open_store
 from services.store.config import StoreSettings
 from services.store.rows import TABLES
+from services.store.state import Position
+from services.store.stops import SKIPPED, write_stop
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 DEADLINE_SECONDS = 10
@@ -197,7 +199,8 @@ async def open_service(name, log, timeline, registry):
     clock, metrics, rng = SystemClock(), CollectorRegistry(), random.Random(1)
     channel = InProcessChannel(InProcessServer())
     if name == "store":
-        service = open_store(StoreSettings(), log=log, timeline=timeline, clock=clock, metrics=metrics, rng=rng)
+        settings = StoreSettings(skip_look_seconds=0.05)
+        service = open_store(settings, log=log, timeline=timeline, clock=clock, metrics=metrics, rng=rng)
     elif name == "router":
         service = open_router(
             RouterSettings(), log=log, registry=registry, store_channel=channel, open_gateway_channel=lambda _: channel,
@@ -262,3 +265,5 @@ async def test_a_store_whose_partition_stopped_is_not_ready_says_why_and_is_stil
             await turned(readiness, False)
             async with asyncio.timeout(DEADLINE_SECONDS):
                 await until(lambda: "rules_version 99" in readiness.problems["partitions"])
+            await write_stop(engines.timeline, Position(1, 0, 0), SKIPPED, "no use")
+            await turned(readiness, True)
