@@ -60,11 +60,15 @@ class DigestChecks:
 
     def ask(self, session: Session, now: float) -> None:
         """Ask a device what it holds. One that does not answer, because it knows that it is behind, is asked next time."""
+        session.asked = True
         session.put(_ASK)
         session.check_at = self._next(now)
 
     def on_digest(self, session: Session, digest: int) -> None:
-        """Take a device's answer."""
+        """Take a device's answer. Nobody looks at one that was not asked for: a few bytes would cost the store a whole inbox."""
+        if not session.asked:
+            return
+        session.asked = False
         self._answers[session] = digest
         self._wake.set()
 

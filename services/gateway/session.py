@@ -32,6 +32,7 @@ class Session:
         "_max_fields",
         "_peers",
         "_waker",
+        "asked",
         "bad_frames",
         "bucket",
         "chatter",
@@ -60,6 +61,7 @@ class Session:
         self.heard_at = now  # monotonic; infinite while the gateway itself does not read
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.check_at = math.inf  # monotonic; when to ask what the device holds
+        self.asked = False  # it was, and has not answered
         self.differed = False  # what it held last time was not what it should
         self.stuck = False  # closed because a write did not end
         self.device_id = ""  # empty: no Hello yet

@@ -31,8 +31,10 @@ class Store(StoreServiceServicer):
 
     def __init__(self) -> None:
         self.failures = 0
+        self.asked_for = 0
 
     async def GetDigests(self, request: store.GetDigestsRequest, context: Any) -> store.GetDigestsResponse:
+        self.asked_for += len(request.user_ids)
         if self.failures:
             self.failures -= 1
             raise Unavailable("UNAVAILABLE", "away")
@@ -54,7 +56,9 @@ class Scene:
         return session
 
     async def answers(self, session: Session, digest: int) -> list[bool]:
-        """Let a device answer; return what it is told then: asked (False), or to Sync (True)."""
+        """Ask a device, let it answer; return what it is told then: asked (False), or to Sync (True)."""
+        self.checks.ask(session, self.clock.monotonic())
+        session.take_frame()
         self.checks.on_digest(session, digest)
         await asyncio.sleep(0.1)
         frame = session.take_frame()
@@ -105,6 +109,22 @@ def test_a_device_is_asked_soon_after_its_slot_came_and_then_now_and_then():
             assert not check.digest_check.differs
             scene.slots.since[slot_of("alice")] = now - 11
             assert scene.device().check_at > now + 0.7 * INTERVAL
+
+    run_virtual(main)
+
+
+def test_whoever_answers_unasked_costs_the_store_nothing():
+    async def main(_rng: Random) -> None:
+        async with open_scene() as scene:
+            device = scene.device()
+            for _ in range(3):
+                scene.checks.on_digest(device, TRUE + 1)
+                await asyncio.sleep(0.1)
+            assert scene.store.asked_for == 0
+            assert await scene.answers(device, TRUE) == []
+            scene.checks.on_digest(device, TRUE)
+            await asyncio.sleep(0.1)
+            assert scene.store.asked_for == 1
 
     run_virtual(main)
 
