@@ -129,7 +129,7 @@ def _open(settings: CqlSettings) -> tuple[Cluster, Session]:
     try:
         tls = settings.tls()
     except OSError as error:
-        raise TimelineSetupError(f"PARLEY_CQL_TLS_CA_FILE can't be used: {error}") from error
+        raise TimelineSetupError(f"the files of PARLEY_CQL_TLS_... can't be used: {error}") from error
     cluster = Cluster(
         [host for host, _ in nodes],
         port=nodes[0][1],

@@ -2,9 +2,9 @@
 
 import ssl
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _DEFAULT_PORT = 9042
@@ -49,9 +49,19 @@ class CqlSettings(BaseSettings):
     username: str = Field("", description="Empty: without a login.")
     password: SecretStr = Field(SecretStr(""), description="Its password.")
     tls_ca_file: Path | None = Field(None, description="PEM; trust these for the nodes' certificates, and speak TLS.")
+    tls_certificate_file: Path | None = Field(None, description="PEM: what this process shows to the nodes; with tls_key_file.")
+    tls_key_file: Path | None = Field(None, description="PEM.")
     request_seconds: float = Field(5.0, gt=0, description="Time for a read or write, its retry included.")
     connect_seconds: float = Field(60.0, ge=0, description="How long a start waits for the database.")
     requests_in_flight: int = Field(128, ge=1, le=2048, description="Statements under way at once; more wait.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("TLS_CERTIFICATE_FILE and TLS_KEY_FILE go together")
+        if self.tls_certificate_file is not None and self.tls_ca_file is None:
+            raise ValueError("TLS_CERTIFICATE_FILE needs TLS_CA_FILE: without it nothing is encrypted")
+        return self
 
     def nodes(self) -> list[tuple[str, int]]:
         """Return the nodes to begin with."""
@@ -59,4 +69,9 @@ class CqlSettings(BaseSettings):
 
     def tls(self) -> ssl.SSLContext | None:
         """Return what connections are encrypted with, if they are. Raises OSError."""
-        return ssl.create_default_context(cafile=self.tls_ca_file) if self.tls_ca_file is not None else None
+        if self.tls_ca_file is None:
+            return None
+        context = ssl.create_default_context(cafile=self.tls_ca_file)
+        if self.tls_certificate_file is not None:
+            context.load_cert_chain(self.tls_certificate_file, self.tls_key_file)
+        return context

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 from cassandra import OperationTimedOut, Unavailable, WriteFailure, WriteTimeout
@@ -15,6 +17,7 @@ from cassandra.protocol import OverloadedErrorMessage
 from engine_fixtures import EnginesOfTheRun
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from tls_files import make_tls_files
 
 from chassis.timeline import Point, Row, Timeline, TimelineSetupError, TimelineUnavailableError
 from chassis.timeline_cql import open_cql_timeline
@@ -254,6 +257,35 @@ async def test_wrong_credentials_end_the_start_at_once() -> None:
             async with opened(settings):
                 pass
         assert "secret" not in str(refused.value)
+
+
+async def test_over_tls_it_trusts_whom_it_should_and_shows_who_it_is(tmp_path: Path) -> None:
+    for name in ("own", "other"):
+        make_tls_files(tmp_path / name)
+    certificate, key = tmp_path / "own" / "cert.pem", tmp_path / "own" / "key.pem"
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
+    served.load_cert_chain(certificate, key)
+    served.verify_mode = ssl.CERT_REQUIRED
+    server = await asyncio.start_server(refuse_login, "127.0.0.1", 0, ssl=served)
+
+    async def refusal(expected: type[Exception], ca: str, shown: str = "") -> str:
+        own = {f"tls_{what}_file": tmp_path / shown / file for what, file in (("certificate", "cert.pem"), ("key", "key.pem"))}
+        settings = CqlSettings(
+            hosts=f"127.0.0.1:{server.sockets[0].getsockname()[1]}", username="x", password=SecretStr("y"), connect_seconds=0,
+            tls_ca_file=tmp_path / ca / "cert.pem", **(own if shown else {}),
+        )  # fmt: skip
+        with pytest.raises(expected) as refused:
+            async with opened(settings):
+                pass
+        return str(refused.value)
+
+    async with server:
+        assert "refuses the login" in await refusal(TimelineSetupError, "own", "own")  # it got as far as that
+        assert "no database answers" in await refusal(TimelineUnavailableError, "own")
+        assert "no database answers" in await refusal(TimelineUnavailableError, "own", "other")
+        assert "no database answers" in await refusal(TimelineUnavailableError, "other", "own")
+        assert "PARLEY_CQL_TLS_... can't be used" in await refusal(TimelineSetupError, "nosuch")
+        assert "PARLEY_CQL_TLS_... can't be used" in await refusal(TimelineSetupError, "own", "nosuch")
 
 
 @pytest.mark.parametrize(

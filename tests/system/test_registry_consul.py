@@ -7,17 +7,12 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from engine_fixtures import EnginesOfTheRun
 from own_consul import OwnConsul, open_own_consul
+from tls_files import make_tls_files
 
 from chassis import registry_consul_session
 from chassis.certificates import TlsError
@@ -246,21 +241,6 @@ async def test_a_token_that_may_not_is_refused_clearly_and_one_that_may_do_what_
 
 
 # Over TLS
-
-
-def make_tls_files(folder: Path) -> None:
-    """Make a certificate for 127.0.0.1 that signs itself, good for both sides."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "consul")])
-    now, hour = datetime.now(UTC), timedelta(hours=1)
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
-    builder = builder.not_valid_before(now - hour).not_valid_after(now + hour)
-    addresses = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    builder = builder.add_extension(addresses, critical=False)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    pem, private = serialization.Encoding.PEM, (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    folder.mkdir()
-    (folder / "cert.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(pem))
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, *private))
 
 
 async def test_consul_over_tls_serves_those_who_trust_it_and_whom_it_trusts(tmp_path: Path, engines: EnginesOfTheRun) -> None:

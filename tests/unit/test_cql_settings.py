@@ -30,5 +30,13 @@ def test_keyspaces_that_are_none_are_refused(name: str) -> None:
         load(KEYSPACE=name)
 
 
+@pytest.mark.parametrize(
+    "files", [{"CERTIFICATE": "c.pem", "CA": "ca.pem"}, {"KEY": "k.pem", "CA": "ca.pem"}, {"CERTIFICATE": "c.pem", "KEY": "k.pem"}]
+)
+def test_a_certificate_without_what_belongs_to_it_is_refused(files: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="TLS_CERTIFICATE_FILE"):
+        load(**{f"TLS_{name}_FILE": file for name, file in files.items()})
+
+
 def test_the_schema_has_every_table_of_the_store_once() -> None:
     assert sorted(spec.name for version in SCHEMA for spec in version) == sorted(TABLES)
