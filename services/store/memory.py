@@ -183,6 +183,26 @@ class PartitionMemory:
             ahead = fate.position > Position(self._epoch, self._partition, item.offset)  # another worker's, for a later record
             if not ahead and (known is None or known.position < fate.position):
                 sender.fates[item.key] = fate
+        await self._forget_unfinished(places.values())
+
+    async def _forget_unfinished(self, found: Iterable[tuple[Sender, Decodable]]) -> None:
+        """Drop answers from an older log that never came true: rows of a batch were written, its states were not, and the log was
+        over then. Its seqs are free, or another's. In one log none can be met: what is before is applied.
+        """
+        places: list[tuple[Point, Sender, Decodable]] = []
+        for sender, item in found:
+            fate = sender.fates.get(item.key)
+            if fate is not None and fate.seq and fate.position.epoch < self._epoch:
+                conversation_id = item.record.conversation_id
+                if fate.seq > self._conversations[conversation_id].state.head_seq:
+                    del sender.fates[item.key]
+                else:
+                    places.append((rows.timeline_point(conversation_id, fate.seq, self._bucket_bits), sender, item))
+        values = await self._timeline.read_points(list({point: None for point, _, _ in places})) if places else {}
+        for point, sender, item in places:
+            event = Event.FromString(values.get(point, b""))
+            if rows.request_key(event.actor_device_id, event.request_id) != item.key or event.actor_user_id != item.record.user_id:
+                sender.fates.pop(item.key, None)
 
     async def _load_events(self, batch: Sequence[Decodable]) -> None:
         places: dict[Point, tuple[Loaded, int]] = {}

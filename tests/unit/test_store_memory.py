@@ -7,12 +7,13 @@ import pytest
 from chassis.clock import SystemClock
 from chassis.embedded import open_embedded_engines
 from parley.api.v1.commands_pb2 import SendMessage
+from parley.api.v1.events_pb2 import Event
 from services.store import memory, rows, seen_keys
 from services.store.decide import DEDUPE_MS, Fate
 from services.store.memory import Decodable, PartitionMemory
 from services.store.recent import RecentEvents
 from services.store.seen_keys import SeenKeys, key_hash
-from services.store.state import Position
+from services.store.state import ConversationState, Position
 from tests.mutation import replace
 from tests.unit.store_scene import T0, command_record
 
@@ -145,3 +146,44 @@ async def test_a_resend_is_known_whatever_memory_was_loaded_when(forgets_between
         now_ms = written_ms + DEDUPE_MS - 1
         await kept.load([Decodable(2, now_ms, first, keys[0], key_hash(keys[0]))])
         assert kept[conversation_id].known("alice", keys[0]).fate == fate
+
+
+async def fate_known_in_a_new_log(*, head_seq: int, at_seq: bytes, seq: int = 3) -> bool:
+    """Tell whether an answer of the log before counts, where the state is at head_seq and this request said seq."""
+    async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
+        record = command_record("alice", SendMessage(body=b"x"), number=1, to="bob")
+        key, conversation_id = rows.request_key(record.device_id, record.command.request_id), record.conversation_id
+        state = ConversationState(conversation_id, head_seq=head_seq, applied=Position(1, 3, 50), stamp=T0)
+        event = Event(seq=seq, actor_user_id="alice", actor_device_id=record.device_id, request_id=at_seq)
+        written = [
+            *rows.state_rows(state),
+            rows.fate_row(conversation_id, "alice", key, Fate(Position(1, 3, 60), T0, b"h" * 16, seq, seq, b""), T0),
+            rows.event_row(conversation_id, seq, event.SerializeToString(), T0, 4),
+        ]
+        await engines.timeline.write(written)
+        kept = PartitionMemory(engines.timeline, epoch=2, partition=0, bucket_bits=4, max_conversations=3)
+        await kept.load([Decodable(0, T0 + 1000, record, key, key_hash(key))])
+        return kept[conversation_id].known("alice", key).fate is not None
+
+
+@pytest.mark.parametrize(
+    ("head_seq", "at_seq", "counts"),
+    [
+        pytest.param(3, (1).to_bytes(16, "big"), True, id="it was applied"),
+        pytest.param(2, (1).to_bytes(16, "big"), False, id="its state was never written"),
+        pytest.param(3, (9).to_bytes(16, "big"), False, id="nor ever will be: another one has its seq"),
+    ],
+)
+async def test_an_answer_of_an_older_log_counts_if_it_came_true(head_seq, at_seq, counts):
+    assert await fate_known_in_a_new_log(head_seq=head_seq, at_seq=at_seq) is counts
+
+
+@pytest.mark.parametrize(
+    "broken", ["fate.seq > self._conversations[conversation_id].state.head_seq", "event.request_id) != item.key"]
+)
+async def test_a_memory_that_believes_answers_of_a_log_that_is_over_is_found(broken, monkeypatch):
+    source = "event.request_id) != item.key"
+    patched = "event.request_id) == b''" if broken == source else "fate.seq > 10**9"
+    replace(monkeypatch, PartitionMemory, "_forget_unfinished", broken, patched)
+    taken = (9).to_bytes(16, "big") if broken == source else (1).to_bytes(16, "big")
+    assert await fate_known_in_a_new_log(head_seq=3 if broken == source else 2, at_seq=taken)
