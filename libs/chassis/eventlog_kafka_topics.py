@@ -57,7 +57,7 @@ async def apply_topics(
 
     Safe to run twice, and at once. Raises LogUnavailableError; LogSetupError: one exists and is not as it has to be.
     """
-    async with _open_admin(connection) as admin:
+    async with open_admin(connection) as admin:
         names = {engine_topic(prefix, topic, epoch): count for topic, count in topics.items()}
         new = [
             NewTopic(name, count, settings.replication_factor, topic_configs=settings.configs()) for name, count in names.items()
@@ -84,13 +84,13 @@ async def apply_topics(
 
 async def check_topics(connection: KafkaConnection, topics: Mapping[str, int], *, epoch: int, prefix: str = "") -> None:
     """Check that the topics are there (MissingTopicError) and as they have to be (LogSetupError). Raises LogUnavailableError."""
-    async with _open_admin(connection) as admin:
+    async with open_admin(connection) as admin:
         await _check(admin, {engine_topic(prefix, topic, epoch): count for topic, count in topics.items()})
 
 
 async def delete_topics(connection: KafkaConnection, topics: Collection[str], *, epoch: int, prefix: str = "") -> None:
     """Delete topics with all that is in them. Raises LogUnavailableError."""
-    async with _open_admin(connection) as admin, kafka_errors("deleting topics"):
+    async with open_admin(connection) as admin, kafka_errors("deleting topics"):
         await admin.delete_topics([engine_topic(prefix, topic, epoch) for topic in topics])
 
 
@@ -118,6 +118,12 @@ async def _check(admin: AIOKafkaAdminClient, names: Mapping[str, int]) -> None:
             _check_configs(name, {entry[0]: entry[1] for entry in entries})
 
 
+async def partition_count(admin: AIOKafkaAdminClient, name: str) -> int:
+    """Return how many partitions a topic has. Raises MissingTopicError, and what the client raises."""
+    (topic,) = await admin.describe_topics([name])
+    return len(_partitions(name, topic))
+
+
 def _partitions(name: str, topic: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     error = for_code(topic["error_code"])
     if error is UnknownTopicOrPartitionError:
@@ -137,7 +143,8 @@ def _check_configs(name: str, configs: Mapping[str, str]) -> None:
 
 
 @asynccontextmanager
-async def _open_admin(connection: KafkaConnection) -> AsyncIterator[AIOKafkaAdminClient]:
+async def open_admin(connection: KafkaConnection) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Open a client for topics and groups. Raises LogUnavailableError."""
     admin = AIOKafkaAdminClient(**connection.client_options())
     try:
         try:

@@ -31,6 +31,7 @@ COMMANDS = {  # name: (module of this package, its click command), in the order 
     "topics": ("topics", "topics"),
     "deadletter": ("deadletter", "deadletter"),
     "schema": ("schema", "schema"),
+    "admin": ("admin", "admin"),
 }
 
 
