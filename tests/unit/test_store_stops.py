@@ -253,3 +253,39 @@ async def test_what_can_not_even_be_told_of_is_skipped_without_a_word(monkeypatc
         await applier(opened).apply(LogBatch(0, await read(opened, COMMANDS)))
         assert await bodies(opened.timeline) == [b"a", b"b", b"c", b"d"]
         assert len(await read(opened, DEAD_LETTERS)) == 1
+
+
+class LogOfEpoch:
+    """The log under another epoch's name."""
+
+    def __init__(self, log: EventLog, epoch: int) -> None:
+        self._log = log
+        self.epoch = epoch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+
+async def test_a_store_that_meets_rows_of_a_newer_log_stops_for_good_and_changes_nothing() -> None:
+    late = command_record("alice", SendMessage(body=b"late"), number=9, to="bob")
+    async with engines() as opened:
+        newer = opened._replace(log=LogOfEpoch(opened.log, 2))
+        async with open_tasks("newer") as tasks:
+            tasks.spawn(applier(newer).run(tasks), name="apply")
+            await until_applied(opened, 5)
+        before = await contents(opened.timeline)
+        await opened.log.append(COMMANDS, 0, [LogEntry(late.conversation_id.encode(), late.SerializeToString())])
+        metrics = CollectorRegistry()
+        older = applier(opened, metrics)
+        async with open_tasks("older") as tasks, asyncio.timeout(10):
+            tasks.spawn(older.run(tasks), name="apply")
+            while not older.stopped:  # noqa: ASYNC110  # it writes nothing that could be waited for
+                await asyncio.sleep(0.01)
+        assert "was written from log epoch 2, not 1" in older.stopped[0]
+        assert is_stopped(metrics) == 1
+        assert await contents(opened.timeline) == before
+        assert [await stops.read_stop(opened.timeline, Position(1, 0, offset)) for offset in range(6)] == [None] * 6
+        async with open_tasks("newer") as tasks:  # whose record it is
+            tasks.spawn(applier(newer).run(tasks), name="apply")
+            await until_applied(opened, 6)
+        assert (await bodies(opened.timeline))[-1] == b"late"
