@@ -89,7 +89,7 @@ class Inbound:
         if not commands:
             if batch.HasField("heartbeat") and not pause:
                 session.put(HEARTBEAT_FIELD)
-            elif batch.HasField("digest") and not pause:
+            if batch.HasField("digest") and not pause:
                 self._checks.on_digest(session, batch.digest.value)
             return Pressure(min(pause, _MAX_PAUSE_SECONDS)) if pause else NO_PRESSURE
         wait, lane = self._take_commands(session, commands, batch.first_command_number, now)

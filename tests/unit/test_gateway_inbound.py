@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry
 
 from chassis.errors import reason_of
 from parley.api.v1.commands_pb2 import Outcome, SendMessage
-from parley.api.v1.messaging_service_pb2 import ConnectResponse
+from parley.api.v1.messaging_service_pb2 import ConnectResponse, Digest, Heartbeat
 from parley.gateway.v1.frames_pb2 import RawDeviceBatch
 from parley.log.v1.records_pb2 import CommandRecord, RawCommand
 from services.gateway.acks import AckMerger
@@ -34,6 +34,16 @@ class OpenLane:
         return 0.0
 
 
+class Digests:
+    """What devices say that they hold."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def on_digest(self, session: Session, digest: int) -> None:
+        self.taken.append(digest)
+
+
 class Stream:
     """One device's stream on a gateway that takes one command a second."""
 
@@ -41,7 +51,8 @@ class Stream:
         self.lane = OpenLane()
         metrics = Metrics(CollectorRegistry())
         acks = AckMerger(self.lane, metrics)  # type: ignore[arg-type]
-        self._inbound = Inbound(self.lane, acks, DeviceRates(1.0, burst), None, metrics, 100)  # type: ignore[arg-type]
+        self.digests = Digests()
+        self._inbound = Inbound(self.lane, acks, DeviceRates(1.0, burst), self.digests, metrics, 100)  # type: ignore[arg-type]
         self.session = Session(Claims("alice", "phone", 0), 0.0, 10_000, 10_000_000)
         self.session.device_id = "phone"
         self.session.origin = origin_fields(user_id="alice", device_id="phone", gateway_id="g", session_id="s", member_cap=9)
@@ -55,6 +66,10 @@ class Stream:
         ]
         batch = RawDeviceBatch(first_command_number=number, commands=commands)
         return self._inbound.take(self.session, batch, now, batch.ByteSize()).pause_seconds
+
+    def say(self, batch: RawDeviceBatch) -> None:
+        """Send a batch without commands."""
+        self._inbound.take(self.session, batch, 0.0, batch.ByteSize())
 
     def outcomes(self) -> list[Outcome]:
         found: list[Outcome] = []
@@ -109,3 +124,12 @@ async def test_large_frames_pass_in_a_burst_and_are_then_read_slowly():
     assert not any(pauses[:40])
     assert len(pauses) < 250, "1 MB a second; what was read while there was no token is not paid for, at worst every other frame"
     assert not stream.outcomes(), "all of it was taken"
+
+
+async def test_a_digest_beside_a_heartbeat_is_taken_and_the_heartbeat_answered():
+    stream = Stream()
+    stream.say(RawDeviceBatch(heartbeat=Heartbeat(), digest=Digest(value=7)))
+    frame = stream.session.take_frame()
+    assert frame is not None
+    assert ConnectResponse.FromString(frame).batch.HasField("heartbeat")
+    assert stream.digests.taken == [7]
