@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import click
+from click.core import ParameterSource
 
 from chassis.testing.faults import RATES
 from parley_cli.connection import examples
@@ -76,6 +77,9 @@ def simulate(
     violation is made small, and told with the command that repeats it. Exit code 1 if the contract broke, or if there were so many
     seeds (100) that each kind of fault must have struck at each step, and one did not.
     """
+    source = click.get_current_context().get_parameter_source
+    if seed is not None and any(source(name) is ParameterSource.COMMANDLINE for name in ("seeds", "first")):
+        raise SetupError("--seed runs one seed, --seeds and --first many: give one or the other")
     if trace and seed is None:
         raise SetupError("--trace needs --seed: the trace of one run fills pages")
     scenes = [Scene(world)] if world else list(Scene)

@@ -1,10 +1,6 @@
-"""The store alone: live workers on one log and one set of tables, fed with records, judged by what they wrote and published.
-
-`python -m parley_simulation.store_world SEED` runs one seed with its whole trace.
-"""
+"""The store alone: live workers on one log and one set of tables, fed with records, judged by what they wrote and published."""
 
 import asyncio
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from random import Random
@@ -243,8 +239,3 @@ def run_seed(
             return found
 
     return run_virtual(main, seed, RUN_LIMIT_SECONDS)
-
-
-if __name__ == "__main__":
-    done = run_seed(int(sys.argv[1]), keep_trace=True)
-    sys.stdout.write("\n".join([*done.trace, done.verdict.line(), done.digest, ""]))

@@ -1,10 +1,6 @@
-"""The whole system in one process: engines, stores, router and gateways joined in memory, and devices that use the SDK.
-
-`python -m parley_simulation.world SEED` runs one seed with its whole trace.
-"""
+"""The whole system in one process: engines, stores, router and gateways joined in memory, and devices that use the SDK."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -371,8 +367,3 @@ def run_world(
             return found
 
     return run_virtual(main, seed, RUN_LIMIT_SECONDS)
-
-
-if __name__ == "__main__":
-    done = run_world(int(sys.argv[1]), keep_trace=True)
-    sys.stdout.write("\n".join([*done.trace, done.verdict.line(), done.digest, ""]))

@@ -2,7 +2,11 @@
 
 from collections import Counter
 
+import pytest
+from click.testing import CliRunner
+
 from chassis.testing.faults import CRASH, RATES, WRITE_LOST
+from parley_cli.__main__ import main
 from parley_protocol.topics import COMMANDS, EVENTS
 from parley_simulation.plan import Plan, Scene
 from parley_simulation.reports import Report
@@ -81,3 +85,8 @@ def test_a_story_tells_what_became_of_its_message():
     assert list(steps(f"lost: {mine} is not stored", report)) == [trace[0], trace[2], trace[3]]
     assert list(steps("G21: somebody waits", report)) == trace
     assert shortest(["a story", f"{mine} is lost", f"{mine} is lost, too"]) == f"{mine} is lost"
+
+
+@pytest.mark.parametrize("words", [["--seed", "1", "--seeds", "2"], ["--trace"], ["--faults", "rain"]], ids=" ".join)
+def test_what_can_not_be_meant_is_refused(words):
+    assert CliRunner().invoke(main, ["simulate", *words]).exit_code == 2
