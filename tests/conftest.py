@@ -93,6 +93,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     """Give every test an environment without settings of the machine's user or of `make`, and a home that is not his."""
     for name in [name for name in os.environ if name.startswith(("PARLEY_", "XDG_", "MAKE", "MFLAGS")) or name == "ARGS"]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("PARLEY_COMPILED", "0")  # this process has the sources; those that it starts use what a user's would
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
 
