@@ -61,7 +61,9 @@ mutations: dict[str, OneLine] = {
     "dead letters are lost where states are written": OneLine(
         STORE, Applier, "_apply", "if letters:", "if letters and not second:"
     ),
-    "the offset passes a batch that failed": OneLine(STORE, Applier, "_process", "consumer.retry(batch)", "consumer.done(batch)"),
+    "the offset passes a batch that failed": OneLine(
+        STORE, Applier, "_process", "sleep(delay)\n        consumer.retry(batch)", "sleep(delay)\n        consumer.done(batch)"
+    ),
     # Watermarks and unread.
     "a read watermark may be beyond the head": OneLine(
         STORE, decide, "_decide_ack", "min(ack.read_seq, visible_head)", "ack.read_seq"
