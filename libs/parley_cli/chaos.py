@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from chassis.app import allow_open_files
+from chassis.logs import configure_logging
 from parley_chaos.plan import Kind
 from parley_chaos.run import FLOW_SECONDS, Options, Report, run_chaos
 from parley_cli.connection import examples
@@ -59,6 +60,7 @@ def chaos(
     folder = (keep or Path(tempfile.mkdtemp(prefix="parley-chaos-"))).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     allow_open_files()
+    configure_logging(json=False, level="warning")  # to stderr: stdout is the report's
     options = Options(
         seed,
         minutes * 60,
