@@ -3,8 +3,12 @@
 import asyncio
 import random
 import re
+import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -125,9 +129,33 @@ def test_every_service_starts_natively_with_its_command_and_settings(engines: En
         }
         for program in started.values():
             program.expect("is ready on", 60)
+        health = {name: f"http://{HOST}:{ports[f'{name}/metrics']}/healthz" for name in names}
+        for name in names:
+            wait_health(health[name], '"ready": true')
         asyncio.run(converse([variables[f"GATEWAY_{number}_ADDRESS"] for number in (1, 2)], keys))
         for role in ("gateway", "store", "router"):
             asyncio.run(refuse_strangers(f"{HOST}:{ports[f'{role}-1/internal']}"))
+        for name in names:
+            if name.startswith("store"):
+                started[name].signal(signal.SIGTERM)
+        for name in ("gateway-1", "router-1"):
+            wait_health(health[name], "no store answers")
+
+
+def wait_health(url: str, words: str) -> None:
+    """Ask what the image's health check asks until it says these words: processes find each other meanwhile."""
+    deadline, said = time.monotonic() + 60, ""
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                said = answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read().decode()
+        if words in said:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{url} says: {said}")
 
 
 async def refuse_strangers(address: str) -> None:
