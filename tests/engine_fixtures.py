@@ -100,7 +100,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
-    _missing.update(provision_for(session, engines_of(Path(), terminal.write_line if terminal else print, ENVIRON)))
+    tell = terminal.write_line if terminal else print
+    _missing.update(provision_for(session, engines_of(Path(), tell, ENVIRON)))
+    if _missing:
+        tell(f"engines: {', '.join(described(name, missing=bool(why)) for name, why in _missing.items())}")
+
+
+def described(name: str, *, missing: bool) -> str:
+    """Return what an engine's name means in this run: which program, of which version."""
+    recipe = ENGINES[name].recipe
+    program = f"{recipe.name} {recipe.version}" if recipe.name == name else f"{name} is {recipe.name} {recipe.version}"
+    return f"no {program}" if missing else program
 
 
 @pytest.fixture(scope="session")
