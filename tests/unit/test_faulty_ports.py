@@ -168,6 +168,16 @@ async def test_a_cancelled_poll_and_a_retried_batch_lose_nothing():
 
 
 @on_virtual_time
+async def test_a_partition_that_is_away_for_less_than_a_timer_can_tell_comes_back():
+    async with open_ports({}) as ports:
+        log, _, _ = ports.process("a")
+        await log.append("topic", 0, [LogEntry(b"", b"1")])
+        async with log.open_consumer("topic", "g") as consumer:
+            ports.topics.take_away("topic", 0, 5e-10)
+            assert await offsets_of(consumer, 1) == [0]
+
+
+@on_virtual_time
 async def test_the_dead_touch_nothing():
     async with open_ports({}) as ports:
         log, timeline, life = ports.process("a")

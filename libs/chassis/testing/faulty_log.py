@@ -23,6 +23,7 @@ from chassis.testing.faults import (
 )
 
 _LOOK_AGAIN_SECONDS = 10.0  # a partition that is away is asked for that often: it may be back sooner than it was said to be
+_RESOLUTION_SECONDS = 1e-6  # a loop runs timers a nanosecond early
 
 GroupPartition = tuple[str, str, int]  # topic, group, partition
 
@@ -225,7 +226,9 @@ class FaultyConsumer:
         """Tell whether a partition is away; if so, look again when it is back."""
         seconds = self._engine.partition_away_seconds(self._topic, partition, self._stream, f"poll of {self._topic}")
         if seconds:
-            asyncio.get_running_loop().call_later(min(seconds, _LOOK_AGAIN_SECONDS), self._released.set)
+            # Not sooner than the loop can tell moments apart: it would look again at this very one, for ever.
+            delay = min(max(seconds, _RESOLUTION_SECONDS), _LOOK_AGAIN_SECONDS)
+            asyncio.get_running_loop().call_later(delay, self._released.set)
         return bool(seconds)
 
     async def _fill(self, size: int) -> None:
