@@ -8,6 +8,7 @@ import functools
 import gc
 import inspect
 import os
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -86,6 +87,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         budget = f" of {TIERS[tier]} s" if tier in TIERS else ""
         over = " OVER BUDGET" if seconds > TIERS.get(tier, seconds) else ""
         terminalreporter.line(f"{tier:<12}{count_by_tier[tier]:>5} tests {seconds:>7.1f} s{budget}{over}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_ends_children() -> None:
+    """Let what tests start be ended by SIGINT, also where this run is a shell's background job, which ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

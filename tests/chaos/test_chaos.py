@@ -39,4 +39,4 @@ def test_a_store_that_commits_before_it_writes_is_found_out(tmp_path: Path, engi
         tmp_path, engines, "--seed", "1", "--faults", "6", "--only", "kill", "--patience", "60", "--broken", "offset-before-write"
     )
     assert code == 1
-    assert report["lost"] or report["misordered"] or report["unanswered"] or report["problems"], report
+    assert report["lost"] or report["misordered"] or report["duplicated"], report  # found out, not only slow
