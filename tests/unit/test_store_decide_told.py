@@ -23,7 +23,7 @@ def test_what_a_command_reads_is_told_to_the_others_and_to_the_own_devices():
     check_that_what_a_command_reads_is_told()
 
 
-def test_watermarks_that_a_command_moves_and_nobody_is_told_of_are_found(monkeypatch):
+def test_planted_watermarks_that_nobody_is_told_of_are_found(monkeypatch):
     """No simulation shows it any more: digests mend it before anybody looks."""
     replace(monkeypatch, decide, "_accept", "if saw or pushed:", "if pushed:")
     with pytest.raises(AssertionError):
