@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import structlog
 from engine_fixtures import engine_pids
 from engine_fixtures import engines as engines  # a fixture and a hook: pytest finds them here
 from engine_fixtures import pytest_collection_finish as pytest_collection_finish
@@ -103,6 +104,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
         monkeypatch.delenv(name)
     monkeypatch.setenv("PARLEY_COMPILED", "0")  # this process has the sources; those that it starts use what a user's would
     monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Let no command that a test calls decide what later tests log."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 def children() -> set[str]:

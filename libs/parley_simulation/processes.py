@@ -269,7 +269,8 @@ def _logging_to(simulation: Simulation) -> Iterator[None]:
         raise structlog.DropEvent
 
     before = structlog.get_config()
-    structlog.configure(processors=[note], cache_logger_on_first_use=False)
+    every_level = structlog.make_filtering_bound_logger(0)  # whatever this process logs otherwise: a trace is the same everywhere
+    structlog.configure(processors=[note], wrapper_class=every_level, cache_logger_on_first_use=False)
     try:
         yield
     finally:

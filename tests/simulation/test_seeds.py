@@ -1,11 +1,13 @@
 """The system, and stores alone, under seeded faults: nothing acked is lost, doubled or out of order, all agree in the end."""
 
+import logging
 import re
 import shlex
 import subprocess
 import sys
 
 import pytest
+import structlog
 from click.testing import CliRunner
 from conftest import SEEDS, chunks
 
@@ -66,6 +68,16 @@ def test_equal_seeds_give_equal_traces(scene):
     first, again = (run(Plan.of(scene, 3), keep_trace=True) for _ in range(2))
     assert first.trace == again.trace
     assert first.digest == again.digest != run(Plan.of(scene, 4)).digest
+
+
+def test_a_trace_does_not_depend_on_what_is_logged():
+    before = structlog.get_config()
+    first = run(Plan.of(Scene.SYSTEM, 2)).digest
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    try:
+        assert run(Plan.of(Scene.SYSTEM, 2)).digest == first
+    finally:
+        structlog.configure(**before)
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
