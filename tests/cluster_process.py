@@ -17,20 +17,24 @@ READY_SECONDS = 120.0  # ten on an idle machine
 CHANGE_SECONDS = 60.0
 
 
+def own_names() -> dict[str, str]:
+    """Return settings that keep a cluster apart from others: the engines are shared by all tests of the run."""
+    own = f"t{secrets.token_hex(4)}"
+    return {
+        "PARLEY_KAFKA_PREFIX": f"{own}.",
+        "PARLEY_KAFKA_PARTITIONS": "4",
+        "PARLEY_CQL_KEYSPACE": own,
+        "PARLEY_CONSUL_PREFIX": own,
+    }
+
+
 class ClusterProcess(Server):
     """A running cluster; `address` names all gateways."""
 
     def __init__(self, data: Path, engines: EnginesOfTheRun, *arguments: str, **settings: str) -> None:
         for name in ENGINES:
             engines.started(name)
-        own = f"t{secrets.token_hex(4)}"  # the engines are shared by all tests of the run
-        isolation = {
-            "PARLEY_KAFKA_PREFIX": f"{own}.",
-            "PARLEY_KAFKA_PARTITIONS": "4",
-            "PARLEY_CQL_KEYSPACE": own,
-            "PARLEY_CONSUL_PREFIX": own,
-        }
-        super().__init__(data, "--distributed", "--engines", str(engines.folder), *arguments, env=isolation | settings)
+        super().__init__(data, "--distributed", "--engines", str(engines.folder), *arguments, env=own_names() | settings)
 
     def __enter__(self) -> Self:
         try:

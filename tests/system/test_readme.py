@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster_process import ENGINES, READY_SECONDS
+from cluster_process import ENGINES, READY_SECONDS, own_names
 from engine_fixtures import EnginesOfTheRun
 from parley_process import Parley, Program, run
 
@@ -61,7 +61,7 @@ def test_the_cluster_comes_up_and_the_commands_work_against_it(engines: EnginesO
     (script,) = [script for kind, script in BLOCKS if kind == "cluster"]
     (command,) = commands(script)
     data = tmp_path / "data"
-    settings = {"PARLEY_GATEWAY_LISTEN": "127.0.0.1:0", "PARLEY_DATA_DIR": str(data), "PARLEY_CLUSTER_ID": "parley"}
+    settings = {"PARLEY_GATEWAY_LISTEN": "127.0.0.1:0", "PARLEY_DATA_DIR": str(data), **own_names()}
     more = ["--engines", str(engines.folder)]  # those of this run of tests; a reader's own are in his data folder
     with Program(*shlex.split(command), *more, home=tmp_path, env=settings, directory=ROOT) as cluster:
         address = cluster.expect(r"^parley is ready on (\S+)$", READY_SECONDS)[1]
