@@ -1,7 +1,7 @@
 """Compile the modules that every message goes through with mypyc, into build/compiled: `make compiled`.
 
 A tenth to a fifth less of the server's CPU a message (docs/performance.md). The sources stay the truth: nothing here
-changes what the modules do, `parley up` uses the compiled form only if it is of these very sources, and without a C compiler
+changes what the modules do, a server uses the compiled form only if it is of these very sources, and without a C compiler
 everything runs on the sources.
 """
 
@@ -15,9 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "libs"), str(ROOT)]
 
+from chassis.compiled import FOLDER as PLACE
 from chassis.compiled import digest_of, why_not, write_manifest
 
-FOLDER = ROOT / "build" / "compiled"
+FOLDER = ROOT / PLACE
 # Whatever the compiler looks into: it takes over constants and the layout of classes.
 SOURCES = ("libs/chassis", "libs/parley", "libs/parley_protocol", "services")
 GROUP = "parley"

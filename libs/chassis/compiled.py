@@ -7,6 +7,7 @@ byte, or Python is another one, none of them is used. They are of one piece, so 
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+FOLDER: Final = "build/compiled"  # below the root of the sources
 MANIFEST: Final = "manifest.json"
 
 
@@ -61,6 +63,18 @@ def use_compiled(folder: Path, root: Path) -> str:
         raise RuntimeError(f"imported before their compiled form was asked for: {', '.join(early)}")
     sys.meta_path.insert(0, _Finder({name: folder / file for name, file in modules.items()}))
     return ""
+
+
+def serve_compiled(root: Path) -> None:
+    """Use what is compiled of the sources below root, if it is of these very ones; called first, by what serves.
+
+    Says on stderr that it is stale; PARLEY_COMPILED=0 leaves it alone.
+    """
+    folder = root / FOLDER
+    if os.environ.get("PARLEY_COMPILED") == "0" or not folder.exists():
+        return
+    if reason := use_compiled(folder, root):
+        print(f"The compiled modules are not used, {reason}: `make compiled` renews them.", file=sys.stderr)  # noqa: T201
 
 
 class _Finder:

@@ -1,6 +1,7 @@
 """A store that is broken on purpose: it lets the offset pass before it writes. Chaos has to find that out.
 
-`python -m parley_chaos.broken_store`; nobody runs it but `parley chaos --broken` and the tests.
+`python -m parley_chaos.broken_store`; nobody runs it but `parley chaos --broken` and the tests. It runs on the sources, which
+can be broken: only a store that is started as such takes compiled modules.
 """
 
 import asyncio

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from chassis.compiled import use_compiled
+from chassis.compiled import serve_compiled
 
 # gRPC's C core reads this once, when it is loaded: what it would print on stderr comes as an error, too, in words of ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -45,21 +45,11 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name]
-        if cmd_name == "up":  # only a server: simulation looks into the modules, and the others don't need them
-            use_compiled_modules()
+        if cmd_name in ("up", "serve"):  # only servers: simulation looks into the modules, and the others don't need them
+            serve_compiled(Path(__file__).parents[2])
         command = getattr(importlib.import_module(f"parley_cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
-
-
-def use_compiled_modules() -> None:
-    """Let what is imported from now on come from `make compiled`, if that is of these very sources."""
-    root = Path(__file__).parents[2]
-    folder = root / "build" / "compiled"
-    if os.environ.get("PARLEY_COMPILED") == "0" or not folder.exists():
-        return
-    if reason := use_compiled(folder, root):
-        click.echo(f"The compiled modules are not used, {reason}: `make compiled` renews them.", err=True)
 
 
 @click.group(

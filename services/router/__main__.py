@@ -1,5 +1,12 @@
 """A router as a process of its own. What is opened last is drained first."""
 
+from pathlib import Path
+
+from chassis.compiled import serve_compiled
+
+if __name__ == "__main__":  # before anything that may be compiled is imported
+    serve_compiled(Path(__file__).parents[2])
+
 from chassis import engines
 from chassis.eventlog import LogSetupError
 from chassis.eventlog_kafka_settings import KafkaSettings

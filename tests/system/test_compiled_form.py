@@ -1,5 +1,6 @@
-"""The compiled modules do what their sources do, and `parley up` uses them. All other tests run on the sources."""
+"""The compiled modules do what their sources do, and servers use them. All other tests run on the sources."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,43 @@ def test_equal_seeds_give_equal_traces_in_both_forms(form):
 
 def test_the_unit_tests_pass_on_the_compiled_form(form):
     assert " passed" in run(form, *UNIT_TESTS, "-k", "not planted")  # bugs are planted into sources only
+
+
+# Whose processes have modules that may be compiled, and one of them. A router has none of its own.
+SERVERS = [
+    *(("services.store", [], "services.store.decide"), ("services.gateway", [], "services.gateway.commands")),
+    ("parley_cli", ["serve", "store"], "services.store.decide"),
+]
+# Runs a module as `python -m` does, and says at the end where another one was imported from.
+LOOK = """
+import atexit, runpy, sys
+_, wanted, module, *arguments = sys.argv
+atexit.register(lambda: print(sys.modules[wanted].__file__))
+sys.argv = [module, *arguments]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def form_of(wanted: str, module: str, *arguments: str, **settings: str) -> str:
+    """Start a server that is told nonsense, which it notices once all is imported; return which form of a module it has."""
+    environ = {name: value for name, value in os.environ.items() if name != "PARLEY_COMPILED"}
+    environ |= {"PARLEY_CLUSTER_NONSENSE": "1", **settings}
+    command = [sys.executable, "-c", LOOK, wanted, module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "PARLEY_CLUSTER_NONSENSE" in done.stderr
+    assert "compiled modules are not used" not in done.stderr
+    return "compiled" if done.stdout.startswith(str(FOLDER)) else "sources"
+
+
+@pytest.mark.parametrize(("module", "arguments", "wanted"), SERVERS)
+def test_services_of_a_cluster_run_on_it(form, module, arguments, wanted):
+    assert form_of(wanted, module, *arguments) == form
+    assert form_of(wanted, module, *arguments, PARLEY_COMPILED="0") == "sources"
+
+
+def test_a_store_that_is_to_be_broken_runs_on_its_sources(form):
+    assert form_of("services.store.decide", "parley_chaos.broken_store") == "sources"
 
 
 def test_without_a_compiler_that_is_said_and_nothing_left_behind(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chassis.compiled import MANIFEST, digest_of, use_compiled, why_not, write_manifest
+from chassis.compiled import FOLDER, MANIFEST, digest_of, serve_compiled, use_compiled, why_not, write_manifest
 
 FOLDERS = ["libs", "services"]
 
@@ -16,13 +16,17 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("libs/made_up.py", "services/other.py"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("A = 1\n")
-    folder = tmp_path / "compiled"
-    folder.mkdir()
+    folder = tmp_path / FOLDER
+    folder.mkdir(parents=True)
     (folder / "made_up.so").touch()
     write_manifest(folder, tmp_path, FOLDERS, {"made_up": "made_up.so"}, digest_of(tmp_path, FOLDERS))
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.syspath_prepend(tmp_path / "libs")
     return folder
+
+
+def root_of(built: Path) -> Path:
+    return built.parents[1]
 
 
 def origin() -> str:
@@ -32,7 +36,7 @@ def origin() -> str:
 
 
 def test_modules_of_these_very_sources_are_used(built):
-    assert use_compiled(built, built.parent) == ""
+    assert use_compiled(built, root_of(built)) == ""
     assert origin() == "made_up.so"
     assert importlib.util.find_spec("json") is json.__spec__
 
@@ -48,24 +52,46 @@ def test_modules_of_these_very_sources_are_used(built):
     ],
 )
 def test_stale_ones_are_not_whatever_changed(built, change):
-    change(built.parent)
-    assert "changed" in use_compiled(built, built.parent)
+    change(root_of(built))
+    assert "changed" in use_compiled(built, root_of(built))
     assert importlib.util.find_spec("made_up") is None or origin() == "made_up.py"
 
 
 def test_nor_are_those_of_another_python(built):
     manifest = json.loads((built / MANIFEST).read_text())
     (built / MANIFEST).write_text(json.dumps(manifest | {"python": ".cpython-27.so"}))
-    assert ".cpython-27.so" in use_compiled(built, built.parent)
+    assert ".cpython-27.so" in use_compiled(built, root_of(built))
     assert origin() == "made_up.py"
 
 
 def test_a_build_that_did_not_end_is_none(built):
     (built / MANIFEST).unlink()
-    assert why_not(built, built.parent) == use_compiled(built, built.parent) == "nothing is compiled"
+    assert why_not(built, root_of(built)) == use_compiled(built, root_of(built)) == "nothing is compiled"
 
 
 def test_the_two_forms_are_never_mixed(built, monkeypatch):
     monkeypatch.setitem(sys.modules, "made_up", json)
     with pytest.raises(RuntimeError, match="made_up"):
-        use_compiled(built, built.parent)
+        use_compiled(built, root_of(built))
+
+
+def test_a_server_says_why_it_runs_on_the_sources(built, monkeypatch, capsys):
+    monkeypatch.setenv("PARLEY_COMPILED", "0")
+    serve_compiled(root_of(built))
+    assert origin() == "made_up.py"
+    monkeypatch.delenv("PARLEY_COMPILED")
+    (root_of(built) / "services" / "other.py").write_text("A = 2\n")
+    serve_compiled(root_of(built))
+    assert origin() == "made_up.py"
+    said = capsys.readouterr().err
+    assert "their sources have changed since: `make compiled`" in said
+    assert said.count("\n") == 1
+    serve_compiled(root_of(built) / "libs")  # where nothing is compiled, nothing is said
+    assert capsys.readouterr().err == ""
+
+
+def test_and_uses_what_is_fresh(built, monkeypatch, capsys):
+    monkeypatch.delenv("PARLEY_COMPILED")
+    serve_compiled(root_of(built))
+    assert origin() == "made_up.so"
+    assert capsys.readouterr().err == ""
