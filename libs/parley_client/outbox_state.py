@@ -222,13 +222,16 @@ class OutboxState:
         self._requeue(conversation_id, hold.number)
 
     def _requeue(self, conversation_id: str, number: int) -> None:
-        """Queue a conversation's commands from a number on, and those never sent, in order, before everything else."""
+        """Queue a conversation's commands from a number on, and all that is not in flight, in order, before everything else.
+
+        That may be an earlier one, too: it went without an outcome for too long while the conversation was held.
+        """
         again = [
             command
             for command in self.pending.values()
             if command.conversation_id == conversation_id
             and not command.queued
-            and (command.number == 0 or command.number >= number)
+            and (command.number >= number or command.request_id not in self._in_flight)
         ]
         for command in reversed(again):
             self._in_flight.pop(command.request_id, None)

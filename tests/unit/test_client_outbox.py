@@ -164,6 +164,18 @@ def test_what_has_no_outcome_for_30_seconds_is_resent_with_all_that_follows_it_i
     assert take(box, RESEND_SECONDS) == [(1, "a1"), (3, "a2")]
 
 
+def test_what_has_no_outcome_while_its_conversation_is_held_for_a_later_one_is_resent_after_the_hold():
+    box = outbox(command("a1"))
+    take(box)
+    box.add(command("a2"))
+    take(box, 20.0)
+    box.on_retry(b"a2", 2, "x", until=40.0)
+    box.on_time(RESEND_SECONDS)
+    assert take(box, RESEND_SECONDS) == []
+    box.on_time(40.0)
+    assert take(box, 40.0) == [(1, "a1"), (2, "a2")]
+
+
 def test_a_retry_that_names_no_number_holds_from_the_command_itself():
     box = outbox(command("a1"))
     take(box)
@@ -243,7 +255,7 @@ class Gateway:
 
 @given(st.data())
 def test_whatever_is_refused_lost_or_cut_each_conversation_is_stored_in_the_order_of_the_calls(data: st.DataObject):
-    """Outcomes may be late, lost with their stream, or refusals: at the end all is stored once, in order."""
+    """Outcomes may be late, lost, alone or with their stream, or refusals: at the end all is stored once, in order."""
     box, gateway = OutboxState(window=data.draw(st.integers(1, 8))), Gateway()
     box.start_stream(0)
     calls: dict[str, list[bytes]] = {}
@@ -259,12 +271,12 @@ def test_whatever_is_refused_lost_or_cut_each_conversation_is_stored_in_the_orde
                 refuse = may_fail and data.draw(st.booleans(), label="refuse")
                 answers.append((pending.request_id, gateway.take(number, pending, refuse), pending.conversation_id))
 
-    def answer(count: int) -> None:
+    def answer(count: int, may_fail: bool) -> None:
         for request_id, number, conversation in answers[:count]:
-            if number is None:
-                box.settle(request_id)
-            else:
+            if number is not None:
                 box.on_retry(request_id, number, conversation, until=now + 0.5)
+            elif not data.draw(st.booleans() if may_fail else st.just(False), label="lost"):  # as with a store that is killed
+                box.settle(request_id)
         del answers[:count]
 
     for step in range(data.draw(st.integers(1, 25))):
@@ -277,7 +289,7 @@ def test_whatever_is_refused_lost_or_cut_each_conversation_is_stored_in_the_orde
             case "exchange":
                 box.on_time(now)
                 send_out(may_fail=True)
-                answer(data.draw(st.integers(0, len(answers)), label="answers"))
+                answer(data.draw(st.integers(0, len(answers)), label="answers"), may_fail=True)
             case "cut":
                 answers.clear()
                 gateway.holds.clear()
@@ -286,6 +298,6 @@ def test_whatever_is_refused_lost_or_cut_each_conversation_is_stored_in_the_orde
         now += 31.0
         box.on_time(now)
         send_out(may_fail=False)
-        answer(len(answers))
+        answer(len(answers), may_fail=False)
     assert not box.pending
     assert gateway.stored == calls
