@@ -11,6 +11,7 @@ rules, in the order of their weight:
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -24,6 +25,7 @@ KEYS_A_TRANSACTION: Final = 64  # Consul's bound
 _HANDOVER_SECONDS: Final = 5.0  # for the one who should have a slot to take it; then it is taken back
 _AGAIN_SECONDS: Final = 1.0  # after a lock was refused that looked free: a registry keeps those of the dead closed for a moment
 _NEVER: Final = -math.inf
+_SESSIONS_KEPT: Final = 64  # of ours, to know them in old views: those are seconds old, and a session lives for seconds at least
 UNSURE_SECONDS: Final = 1.0  # then a device asks again where it belongs: a dead gateway's slots are taken within a few seconds
 UNSURE_DETAIL: Final = "it is not clear at the moment which gateway serves this user"
 
@@ -61,7 +63,7 @@ class Slots:
         self._settle_seconds = 0.0 if alone else settle_seconds
         self._bucket = TokenBucket(slots_per_second, slot_count if alone else max(slots_per_second, KEYS_A_TRANSACTION))
         self._session_id = ""  # empty: none at the moment
-        self._own_sessions: set[str] = set()
+        self._own_sessions: deque[str] = deque(maxlen=_SESSIONS_KEPT)
         self._strange_at = 0.0  # from then on slots may be taken that were not ours before
         self._holders: dict[int, Holder] | None = None  # as shown last; None: nothing was shown yet
         self._peers: dict[str, float] = {}  # since when it counts as a place for slots
@@ -79,7 +81,7 @@ class Slots:
     def on_session(self, session_id: str, now: float) -> None:
         """Go on under a new session: what is served stays, nothing new is taken before things have settled."""
         self._session_id = session_id
-        self._own_sessions.add(session_id)
+        self._own_sessions.append(session_id)
         self._strange_at = now + self._settle_seconds
 
     def on_session_lost(self) -> None:

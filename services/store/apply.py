@@ -117,13 +117,25 @@ class Applier:
             raise
         except Exception as error:  # our bug: going on would answer records out of order, ending would take the readers along
             if len(batch.records) == 1:
+                if await self._is_applied(batch, error):
+                    return
                 raise _Stopped(batch.records[0], error) from error
             _log.warning("store.batch_taken_apart", partition=batch.partition, offset=batch.records[0].offset, exc_info=error)
             for record in batch.records:
                 await self._apply_or_stop(LogBatch(batch.partition, [record]))
 
+    async def _is_applied(self, batch: LogBatch, error: Exception) -> bool:
+        """Tell whether a mended store has done all of a record that we can't take: its rows are written, its events told."""
+        position = Position(self._log.epoch, batch.partition, batch.records[0].offset)
+        if isinstance(error, NewerEpochError) or (row := await read_stop(self._timeline, position)) is None or row.stage != APPLIED:
+            return False
+        _log.warning("store.record_passed", position="/".join(map(str, position)), error=str(error))
+        return True
+
     async def _stay_stopped(self, partition: int, stopped: _Stopped) -> None:
-        """Leave the partition held: nobody here goes past a record that was not understood, until a person has it skipped."""
+        """Leave the partition held: nobody here goes past a record that was not understood, until a person has it skipped or a
+        mended store, which has the partition now, has applied it.
+        """
         position, error = Position(self._log.epoch, partition, stopped.record.offset), stopped.cause
         foreseen = isinstance(error, NewerEpochError | NewerRulesError)
         why = str(error) if foreseen else f"it could not be applied, which is a bug: {type(error).__name__}: {error}"
@@ -141,12 +153,13 @@ class Applier:
                     written = True
                     _log.warning("store.waits_for_skip", position=name, command=f"parley deadletter skip {name}")
                 row = await read_stop(self._timeline, position)
-                if row is not None and row.stage == SKIPPED:
+                if row is not None and row.stage != STOPPED:
                     break
             except TimelineUnavailableError as away:
                 _log.warning("store.skip_not_seen", position=name, error=str(away))
             await asyncio.sleep(self._settings.skip_look_seconds)
-        _log.warning("store.record_skipped", position=name, reason=row.reason)
+        happened = "store.record_skipped" if row.stage == SKIPPED else "store.record_applied_elsewhere"
+        _log.warning(happened, position=name, reason=row.reason)
         self._metrics.stopped.labels(str(partition)).set(0)
         del self.stopped[partition]
 

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from tls_files import make_tls_files
 
 from chassis.timeline import Point, Row, Timeline, TimelineSetupError, TimelineUnavailableError
-from chassis.timeline_cql import open_cql_timeline
+from chassis.timeline_cql import CqlTimeline, open_cql_timeline
 from chassis.timeline_cql_metrics import Failure
 from chassis.timeline_cql_session import failure_of
 from chassis.timeline_cql_settings import CqlSettings
@@ -90,7 +90,7 @@ async def open_proxy(target: str) -> AsyncIterator[tuple[Proxy, str]]:
 
 
 @asynccontextmanager
-async def opened(settings: CqlSettings) -> AsyncIterator[Timeline]:
+async def opened(settings: CqlSettings) -> AsyncIterator[CqlTimeline]:
     async with open_cql_timeline(settings, ["events"], schema_version=1, metrics=CollectorRegistry()) as timeline:
         yield timeline
 
@@ -184,7 +184,9 @@ async def test_cut_connections_never_block_the_loop(cql_database: CqlSettings) -
             async def lose_it() -> None:
                 proxy.accepts = False
                 proxy.cut()
-                await asyncio.sleep(0.3)  # the driver notices meanwhile; were it slower, this would prove less and fail no less
+                async with asyncio.timeout(SECONDS):
+                    while timeline._session._is_connected():  # noqa: ASYNC110  # the driver notices on its own thread
+                        await asyncio.sleep(0.001)
                 for _ in range(50):
                     with suppress(TimelineUnavailableError):
                         await timeline.write([ROW])
@@ -219,12 +221,19 @@ async def test_a_start_without_a_database_gives_up_with_what_is_wrong() -> None:
 
 
 async def test_a_cancelled_start_ends_at_once_and_whole() -> None:
-    settings = CqlSettings(hosts="127.0.0.1:1", connect_seconds=600)
-    starting = asyncio.create_task(opened(settings).__aenter__())
-    await asyncio.sleep(0.3)
-    starting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await starting
+    asked = asyncio.Event()
+
+    def turn_away(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+        asked.set()
+
+    async with await asyncio.start_server(turn_away, "127.0.0.1", 0) as server:
+        settings = CqlSettings(hosts=f"127.0.0.1:{server.sockets[0].getsockname()[1]}", connect_seconds=600)
+        starting = asyncio.create_task(opened(settings).__aenter__())
+        await asked.wait()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
 
 
 async def refuse_login(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

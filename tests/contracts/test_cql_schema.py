@@ -15,7 +15,7 @@ from chassis.timeline import Row, TimelineSetupError, TimelineUnavailableError
 from chassis.timeline_cql import CqlTimeline, open_cql_timeline
 from chassis.timeline_cql_connect import open_cql_session
 from chassis.timeline_cql_metrics import CqlMetrics
-from chassis.timeline_cql_schema import SchemaVersions, TableSpec, apply_schema, raise_log_epoch
+from chassis.timeline_cql_schema import ClusterFacts, SchemaVersions, TableSpec, apply_schema, raise_log_epoch
 from chassis.timeline_cql_session import CqlSession
 from chassis.timeline_cql_settings import CqlSettings
 from parley_cli.__main__ import main
@@ -150,9 +150,17 @@ async def test_a_store_of_an_older_log_is_told_to_stop(
     monkeypatch.setattr(timeline_cql, "_FACTS_SECONDS", 0.05)
     await apply_schema(session, settings.keyspace, "1", ONE)
     async with open_cql_timeline(settings, ["events"], schema_version=1, metrics=CollectorRegistry()) as timeline:
-        waiting = asyncio.create_task(timeline.wait_superseded())
+        looks, read = asyncio.Semaphore(0), timeline.read_facts
+
+        async def counted() -> ClusterFacts:
+            looks.release()
+            return await read()
+
+        monkeypatch.setattr(timeline, "read_facts", counted)
         await raise_log_epoch(session, settings.keyspace, 1)
-        await asyncio.sleep(0.2)
+        waiting = asyncio.create_task(timeline.wait_superseded())
+        for _ in range(3):
+            await looks.acquire()
         assert not waiting.done()
         await raise_log_epoch(session, settings.keyspace, 2)
         with pytest.raises(TimelineSetupError, match="belongs to log epoch 2 now, this process serves 1"):

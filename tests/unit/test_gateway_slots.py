@@ -94,10 +94,19 @@ def test_nothing_ends_a_slot_but_another_ones_lock(view):
     """Neither a lock that is free, nor a view of before, nor the session's end, nor silence."""
     slots = owner()
     slots.on_session_lost()
-    slots._own_sessions.add("s0")
+    slots._own_sessions.append("s0")
     assert slots.on_holders(view, 1.0) == []
     assert slots.misplaced("alice") is None
     assert set(slots.epochs) == set(range(COUNT))
+
+
+def test_of_ones_own_sessions_the_newest_are_remembered_and_not_each_of_a_life():
+    slots = owner()
+    for number in range(10_000):
+        slots.on_session_lost()
+        slots.on_session(f"again {number}", float(number))
+    assert slots.on_holders(held(range(COUNT), session="again 9998", index=9), 10_000.0) == [], "an old view"
+    assert len(slots._own_sessions) < 1_000
 
 
 def test_a_slot_that_another_one_holds_has_ended_and_its_devices_are_told_where_it_is():

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import pytest
@@ -219,6 +220,21 @@ async def test_what_a_mended_store_applied_can_not_be_skipped_any_more(monkeypat
         assert row is not None
         assert row.stage == stops.APPLIED
         assert await bodies(opened.timeline) == [b"a", b"b", POISON, b"c", b"d"]
+        assert not await read(opened, DEAD_LETTERS)
+
+
+async def test_a_store_that_stopped_goes_on_once_a_mended_one_has_applied_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ready again, and goes past the record if the partition comes back to it: all that comes of it is written and told."""
+    mended = ContextVar("mended", default=False)  # of the test's own work; the store's tasks have begun before
+    monkeypatch.setattr(apply, "decide", lambda *args: (_decide if mended.get() else buggy)(*args))
+    async with engines() as opened, stopped_store(opened) as metrics:
+        mended.set(True)
+        await applier(opened).apply(LogBatch(0, await read(opened, COMMANDS)))
+        late = command_record("alice", SendMessage(body=b"late"), number=9, to="bob")
+        await opened.log.append(COMMANDS, 0, [LogEntry(late.conversation_id.encode(), late.SerializeToString())])
+        await until_applied(opened, 6)
+        assert await bodies(opened.timeline) == [b"a", b"b", POISON, b"c", b"d", b"late"]
+        assert is_stopped(metrics) == 0
         assert not await read(opened, DEAD_LETTERS)
 
 
