@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from chassis.eventlog import EventLog, LogUnavailableError
+from chassis.eventlog import LogUnavailableError
 from chassis.eventlog_kafka_settings import KafkaSettings
-from chassis.registry import Registry, RegistryUnavailableError
+from chassis.registry import RegistryUnavailableError
+from chassis.registry_consul_claim import Claim
 from chassis.registry_consul_http import ConsulSettings
 from chassis.service import Host
 from chassis.timeline import TimelineUnavailableError
 from chassis.timeline_cql_settings import CqlSettings
 
 if TYPE_CHECKING:
+    from chassis.eventlog_kafka import KafkaLog
+    from chassis.registry_consul import ConsulRegistry
     from chassis.timeline_cql import CqlTimeline
 
 
@@ -38,7 +41,7 @@ LOG_AND_REGISTRY = (ClusterSettings, KafkaSettings, ConsulSettings)
 ALL_ENGINES = (*LOG_AND_REGISTRY, CqlSettings)
 
 
-def event_log(host: Host, topics: Mapping[str, int]) -> AbstractAsyncContextManager[EventLog]:
+def event_log(host: Host, topics: Mapping[str, int]) -> "AbstractAsyncContextManager[KafkaLog]":
     """Open the log on Kafka."""
     from chassis.eventlog_kafka import open_kafka_log
 
@@ -75,14 +78,15 @@ def timeline(host: Host, tables: Sequence[str], schema_version: int) -> "Abstrac
     )
 
 
-def registry(host: Host) -> AbstractAsyncContextManager[Registry]:
-    """Open the registry in Consul."""
+def registry(host: Host, log: "KafkaLog", timeline: "CqlTimeline | None" = None) -> "AbstractAsyncContextManager[ConsulRegistry]":
+    """Open the registry in Consul, for a process that uses this log, and these tables if any."""
     from chassis.registry_consul import open_consul_registry
 
     settings, cluster = host.settings[ConsulSettings], host.settings[ClusterSettings]
+    claim = Claim(cluster.id, log.log_id, log.epoch, "" if timeline is None else timeline.facts.cluster_id)
     return host.engine(
         "Consul",
-        lambda _: open_consul_registry(settings, cluster_id=cluster.id, version=version("parley"), rng=host.rng),
+        lambda _: open_consul_registry(settings, claim=claim, version=version("parley"), rng=host.rng),
         absent=RegistryUnavailableError,
         seconds=cluster.wait_seconds,
     )

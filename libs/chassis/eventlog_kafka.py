@@ -40,6 +40,7 @@ class KafkaLog:
         *,
         epoch: int,
         prefix: str,
+        cluster_id: str,
         producer: RebuiltProducer,
         tasks: Tasks,
         rng: random.Random,
@@ -47,6 +48,7 @@ class KafkaLog:
         append_seconds: float,
         heartbeat_seconds: float,
     ) -> None:
+        self.log_id = f"{cluster_id}/{prefix}"  # which log in the world, over all of its epochs
         self._connection = connection
         self._topics = topics
         self._epoch = epoch
@@ -148,13 +150,14 @@ async def open_kafka_log(
     """
     counted = KafkaMetrics(metrics)
     async with open_producer(connection, rng, counted) as producer:
-        await _connect(connection, topics, epoch, prefix, producer, start_seconds, Backoff(0.1, 2.0, rng))
+        cluster_id = await _connect(connection, topics, epoch, prefix, producer, start_seconds, Backoff(0.1, 2.0, rng))
         async with open_tasks("kafka log") as tasks:
             yield KafkaLog(
                 connection,
                 topics,
                 epoch=epoch,
                 prefix=prefix,
+                cluster_id=cluster_id,
                 producer=producer,
                 tasks=tasks,
                 rng=rng,
@@ -172,7 +175,8 @@ async def _connect(
     producer: RebuiltProducer,
     seconds: float,
     backoff: Backoff,
-) -> None:
+) -> str:
+    """Return the id of Kafka's cluster, once it answers and has the topics."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -185,4 +189,4 @@ async def _connect(
                 raise LogUnavailableError(f"Kafka at {connection.bootstrap_servers}: {describe(error)}") from error
             _log.warning("kafka.waiting", bootstrap_servers=connection.bootstrap_servers, error=describe(error))
             await asyncio.sleep(min(backoff.failed(0), left))
-    await check_topics(connection, topics, epoch=epoch, prefix=prefix)
+    return await check_topics(connection, topics, epoch=epoch, prefix=prefix)

@@ -82,10 +82,14 @@ async def apply_topics(
                 return made
 
 
-async def check_topics(connection: KafkaConnection, topics: Mapping[str, int], *, epoch: int, prefix: str = "") -> None:
-    """Check that the topics are there (MissingTopicError) and as they have to be (LogSetupError). Raises LogUnavailableError."""
+async def check_topics(connection: KafkaConnection, topics: Mapping[str, int], *, epoch: int, prefix: str = "") -> str:
+    """Check that the topics are there (MissingTopicError) and as they have to be (LogSetupError); return Kafka's `cluster_id`.
+
+    Raises LogUnavailableError.
+    """
     async with open_admin(connection) as admin:
         await _check(admin, {engine_topic(prefix, topic, epoch): count for topic, count in topics.items()})
+        return await cluster_id(admin)
 
 
 async def delete_topics(connection: KafkaConnection, topics: Collection[str], *, epoch: int, prefix: str = "") -> None:
@@ -116,6 +120,12 @@ async def _check(admin: AIOKafkaAdminClient, names: Mapping[str, int]) -> None:
     for answer in answers:
         for _code, _message, _kind, name, entries in answer.resources:
             _check_configs(name, {entry[0]: entry[1] for entry in entries})
+
+
+async def cluster_id(admin: AIOKafkaAdminClient) -> str:
+    """Return the id that Kafka's cluster has had from its first day on. Raises LogUnavailableError."""
+    async with kafka_errors("asking for the cluster's id"):
+        return str((await admin.describe_cluster())["cluster_id"])
 
 
 async def partition_count(admin: AIOKafkaAdminClient, name: str) -> int:

@@ -6,7 +6,7 @@
 | check `service:<id>` | a TTL that the instance's event loop renews: critical a few seconds after it stops, for whatever reason |
 | a session | tied to that check and to the node's own; when one fails, Consul frees the locks |
 | key `<prefix>/<lock>` | a lock; its value is the holder's instance id, its (session, LockIndex) the epoch |
-| key `<prefix>/cluster` | whose all of this is |
+| keys `<prefix>/cluster`, `/log`, `/tables`, `/log-epoch` | whose all of this is: see `registry_consul_claim` |
 
 Watches are blocking queries. Consul may be away for any time: a watch shows nothing then, and goes on by itself.
 """
@@ -17,7 +17,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, Final
 
-from chassis.registry import Epoch, Holder, Instance, RegistryRefusedError, RegistryUnavailableError
+from chassis.registry import Epoch, Holder, Instance, RegistryRefusedError
+from chassis.registry_consul_claim import Claim, Claims
 from chassis.registry_consul_http import WAIT_SECONDS, ConsulClient, ConsulRefusedError, ConsulSettings, open_consul_client
 from chassis.registry_consul_session import ConsulSession, open_consul_session
 from chassis.registry_consul_watch import follow
@@ -30,10 +31,11 @@ _RETURN_SECONDS: Final = 10.0
 class ConsulRegistry:
     """See `chassis.registry.Registry`; opened by `open_consul_registry`."""
 
-    def __init__(self, client: ConsulClient, settings: ConsulSettings, cluster_id: str, version: str, rng: random.Random) -> None:
+    def __init__(self, client: ConsulClient, settings: ConsulSettings, claim: Claim, version: str, rng: random.Random) -> None:
+        self.claims = Claims(client, settings.prefix, claim, rng)
         self._client = client
         self._prefix = settings.prefix
-        self._cluster_id = cluster_id
+        self._cluster_id = claim.cluster_id
         self._version = version
         self._rng = rng
 
@@ -42,7 +44,7 @@ class ConsulRegistry:
 
     @asynccontextmanager
     async def _open_session(self, instance: Instance) -> AsyncIterator[ConsulSession]:
-        await self.claim()  # a Consul that has lost its data may have been taken by another cluster since
+        await self.claims.make()  # a Consul that has lost its data may have been taken by another cluster since
         meta = {"cluster": self._cluster_id, "role": instance.service, "version": self._version}
         name = self._service_name(instance.service)
         async with open_consul_session(self._client, name, f"{self._prefix}/", instance, meta, self._rng) as session:
@@ -95,22 +97,6 @@ class ConsulRegistry:
     def _service_name(self, service: str) -> str:
         return f"{self._prefix.replace('/', '-')}-{service}"
 
-    async def claim(self) -> None:
-        """Note whose the keys below the prefix are, or see that they are ours. Raises RegistryRefusedError: another cluster's."""
-        key = f"{self._prefix}/cluster"
-        _, entry = await self._client.kv.get(key)
-        if entry is None:
-            await self._client.kv.put(key, self._cluster_id, cas=0)  # another one may be faster
-            _, entry = await self._client.kv.get(key)
-        if entry is None:
-            raise RegistryUnavailableError(f"the key {key} was deleted in Consul just now")
-        owner = (entry["Value"] or b"").decode(errors="replace")
-        if owner != self._cluster_id:
-            raise RegistryRefusedError(
-                f"the keys below {self._prefix}/ in this Consul belong to cluster {owner!r}, not to {self._cluster_id!r}: give each"
-                f" cluster a PARLEY_CONSUL_PREFIX of its own, or delete the key {key} if {owner!r} is no more"
-            )
-
 
 def _holder(entry: Mapping[str, Any]) -> Holder:
     return Holder((entry["Value"] or b"").decode(errors="replace"), Epoch(entry["Session"], entry["LockIndex"]))
@@ -118,18 +104,19 @@ def _holder(entry: Mapping[str, Any]) -> Holder:
 
 @asynccontextmanager
 async def open_consul_registry(
-    settings: ConsulSettings, *, cluster_id: str, version: str, rng: random.Random
+    settings: ConsulSettings, *, claim: Claim, version: str, rng: random.Random
 ) -> AsyncIterator[ConsulRegistry]:
     """Open the registry of a cluster. `version` is shown to operators.
 
-    Raises RegistryUnavailableError: Consul is not there, try again. RegistryRefusedError: the token is refused, or Consul serves
-    another cluster under this prefix. TlsError.
+    Raises RegistryUnavailableError: Consul is not there, or the cluster has not come to our log epoch yet, try again.
+    RegistryRefusedError: the token is refused, Consul serves another cluster under this prefix, or ours has another log by now.
+    TlsError.
     """
     try:
         async with open_consul_client(settings) as client:
-            registry = ConsulRegistry(client, settings, cluster_id, version, rng)
+            registry = ConsulRegistry(client, settings, claim, version, rng)
             try:
-                await registry.claim()
+                await registry.claims.make()
             except ConsulRefusedError as error:
                 what = "PARLEY_CONSUL_TOKEN_FILE" if settings.token_file is None else str(settings.token_file)
                 raise RegistryRefusedError(f"{error}: see {what}; docs/cluster.md says what the token must allow") from error

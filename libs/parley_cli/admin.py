@@ -18,6 +18,7 @@ from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.eventlog_kafka_topics import RETENTION_DAYS, TopicSettings
 from chassis.logs import configure_logging
 from chassis.registry import RegistryRefusedError, RegistryUnavailableError
+from chassis.registry_consul_claim import Claim
 from chassis.registry_consul_http import ConsulSettings
 from chassis.timeline import TimelineSetupError, TimelineUnavailableError
 from chassis.timeline_cql_settings import CqlSettings
@@ -94,6 +95,7 @@ async def _run(kafka: KafkaSettings, wanted: NewEpoch) -> None:
 
 @asynccontextmanager
 async def _open_cluster(kafka: KafkaSettings) -> AsyncIterator[Cluster]:
+    from chassis.eventlog_kafka_topics import cluster_id, open_admin
     from chassis.registry_consul import open_consul_registry
     from chassis.timeline_cql_connect import open_cql_session
     from chassis.timeline_cql_metrics import CqlMetrics
@@ -102,8 +104,14 @@ async def _open_cluster(kafka: KafkaSettings) -> AsyncIterator[Cluster]:
     cql = load_settings(CqlSettings, os.environ)
     consul, named = load_settings(ConsulSettings, os.environ), load_settings(ClusterSettings, os.environ)
     async with (
-        open_consul_registry(consul, cluster_id=named.id, version=version("parley"), rng=random.Random()) as registry,
+        open_admin(kafka.connection()) as kafka_admin,
         open_cql_session(cql, CqlMetrics(CollectorRegistry())) as session,
+        open_consul_registry(
+            consul,
+            claim=Claim(named.id, f"{await cluster_id(kafka_admin)}/{kafka.prefix}"),
+            version=version("parley"),
+            rng=random.Random(),
+        ) as registry,
     ):
 
         async def gateways() -> list[str]:
@@ -119,4 +127,4 @@ async def _open_cluster(kafka: KafkaSettings) -> AsyncIterator[Cluster]:
         async def raise_epoch(epoch: int) -> None:
             await raise_log_epoch(session, cql.keyspace, epoch)
 
-        yield Cluster(kafka.connection(), gateways, read_epoch, raise_epoch)
+        yield Cluster(kafka.connection(), gateways, read_epoch, raise_epoch, registry.claims.note_epoch)

@@ -56,6 +56,7 @@ class Cluster:
     gateways: Callable[[], Awaitable[list[str]]]  # those that are registered
     read_epoch: Callable[[], Awaitable[int]]
     raise_epoch: Callable[[int], Awaitable[None]]
+    note_epoch: Callable[[int], Awaitable[None]]  # where gateways and routers, which have no tables, see it
 
 
 async def new_log_epoch(cluster: Cluster, wanted: NewEpoch, say: Callable[[str], None]) -> None:
@@ -75,6 +76,8 @@ async def new_log_epoch(cluster: Cluster, wanted: NewEpoch, say: Callable[[str],
         if (now := await cluster.read_epoch()) != wanted.epoch:
             raise CommandError(f"the tables belong to log epoch {now} by now: somebody else was faster.")
     say(f"tables: they belong to log epoch {wanted.epoch}; stores of an older one stop within seconds")
+    await cluster.note_epoch(wanted.epoch)
+    say(f"Consul: it names log epoch {wanted.epoch}; gateways and routers of an older one stop")
     say(f"now start stores, routers, gateways: PARLEY_KAFKA_LOG_EPOCH={wanted.epoch} PARLEY_KAFKA_PARTITIONS={wanted.partitions}")
 
 

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before anything that may be compiled is imported
 from chassis import engines
 from chassis.eventlog import LogSetupError
 from chassis.eventlog_kafka_settings import KafkaSettings
+from chassis.first_of import first_of
 from chassis.peers import open_peers
 from chassis.server import open_server
 from chassis.service import Host, run_service
@@ -26,7 +27,7 @@ async def serve(host: Host) -> None:
     verifier = open_verifier(settings, None, host.clock)
     async with (
         engines.event_log(host, topics(host.settings[KafkaSettings].partitions)) as log,
-        engines.registry(host) as registry,
+        engines.registry(host, log) as registry,
         open_peers(registry, "store", host.channel_to, host.clock) as stores,
         open_peers(registry, "router", host.channel_to, host.clock) as routers,
         open_gateway(
@@ -41,9 +42,10 @@ async def serve(host: Host) -> None:
         gateway.own_slots(registry, address=host.advertised(internal), public_address=settings.advertised(public.address)),
     ):  # fmt: skip
         try:
-            await gateway.wait_settled()
+            await first_of(gateway.wait_settled(), registry.claims.wait_superseded())
             probes = {**gateway.probes, "stores": stores.ping}
-            await host.serve(public.address, gateway.wait_failed(), probes, internal=internal.address)
+            failed = first_of(gateway.wait_failed(), registry.claims.wait_superseded())
+            await host.serve(public.address, failed, probes, internal=internal.address)
         finally:
             await gateway.drain()
 

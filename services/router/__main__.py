@@ -10,6 +10,7 @@ if __name__ == "__main__":  # before anything that may be compiled is imported
 from chassis import engines
 from chassis.eventlog import LogSetupError
 from chassis.eventlog_kafka_settings import KafkaSettings
+from chassis.first_of import first_of
 from chassis.peers import open_peers
 from chassis.registration import open_registration
 from chassis.registry import Instance
@@ -24,7 +25,7 @@ async def serve(host: Host) -> None:
     settings = host.settings[RouterSettings]
     async with (
         engines.event_log(host, topics(host.settings[KafkaSettings].partitions)) as log,
-        engines.registry(host) as registry,
+        engines.registry(host, log) as registry,
         open_peers(registry, "store", host.channel_to, host.clock) as stores,
         open_router(
             settings, log=log, registry=registry, store_channel=stores, open_gateway_channel=host.channel_to, clock=host.clock,
@@ -33,7 +34,8 @@ async def serve(host: Host) -> None:
         host.internal_server(router.register, CALLERS) as server,
         open_registration(registry, Instance("router", host.name(settings.instance_id), host.advertised(server)), host.rng),
     ):  # fmt: skip
-        await host.serve(server.address, router.wait_failed(), {**router.probes, "stores": stores.ping})
+        failed = first_of(router.wait_failed(), registry.claims.wait_superseded())
+        await host.serve(server.address, failed, {**router.probes, "stores": stores.ping})
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ async def serve(host: Host) -> None:
     async with (
         engines.event_log(host, topics(host.settings[KafkaSettings].partitions)) as log,
         engines.timeline(host, TABLES, len(SCHEMA)) as timeline,
-        engines.registry(host) as registry,
+        engines.registry(host, log, timeline) as registry,
         open_store(
             settings, log=log, timeline=timeline, clock=host.clock, metrics=host.metrics, rng=host.rng
         ) as store,

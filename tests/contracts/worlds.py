@@ -19,6 +19,7 @@ from chassis.eventlog_kafka_connection import KafkaConnection
 from chassis.eventlog_kafka_topics import TopicSettings, apply_topics
 from chassis.registry import Registry
 from chassis.registry_consul import open_consul_registry
+from chassis.registry_consul_claim import Claim
 from chassis.registry_consul_http import ConsulSettings, open_consul_client
 from chassis.registry_memory import MemoryRegistry
 from chassis.testing.timeline_memory import MemoryTimeline, Tables
@@ -180,7 +181,7 @@ class ConsulRegistryWorld:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Registry]:
-        async with open_consul_registry(self.settings, cluster_id="test", version="0", rng=random.Random(1)) as registry:
+        async with open_consul_registry(self.settings, claim=Claim("test"), version="0", rng=random.Random(1)) as registry:
             yield registry
 
     async def fail_health(self, session_id: str) -> None:

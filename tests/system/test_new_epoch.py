@@ -20,6 +20,7 @@ from chassis.eventlog_kafka_connection import KafkaConnection
 from chassis.eventlog_kafka_topics import delete_topics
 from chassis.registry import Instance
 from chassis.registry_consul import open_consul_registry
+from chassis.registry_consul_claim import Claim
 from chassis.registry_consul_http import ConsulSettings
 from chassis.timeline import TimelineSetupError
 from chassis.timeline_cql import CqlTimeline, open_cql_timeline
@@ -158,7 +159,7 @@ async def _remove(cluster: Cluster) -> None:
 def test_a_drained_cluster_goes_on_in_a_new_log_with_other_partitions(cluster: Cluster) -> None:
     async def with_a_gateway() -> tuple[int, str, str]:
         async with (
-            open_consul_registry(cluster.consul, cluster_id="parley", version="0", rng=random.Random(1)) as registry,
+            open_consul_registry(cluster.consul, claim=Claim("parley"), version="0", rng=random.Random(1)) as registry,
             registry.open_session(Instance("gateway", "gateway-7", "127.0.0.1:9")),
         ):
             return await asyncio.to_thread(cluster.parley, "admin", "new-log-epoch", "2")

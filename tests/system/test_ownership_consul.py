@@ -17,6 +17,7 @@ from tcp_link import open_link
 from chassis.clock import SystemClock
 from chassis.registry import Instance
 from chassis.registry_consul import open_consul_registry
+from chassis.registry_consul_claim import Claim
 from chassis.registry_consul_http import ConsulSettings
 from parley_protocol.slots import GATEWAYS, SLOT_COUNT, rank
 from services.gateway.metrics import Metrics
@@ -52,7 +53,7 @@ async def open_gateway(name: str, address: str, prefix: str) -> AsyncIterator[Ga
     gateway, rng = Gateway(name), random.Random(name)
     settings = ConsulSettings(address=address, prefix=prefix)
     instance = Instance(GATEWAYS, name, "127.0.0.1:1", f"{name}.test:443")
-    async with open_consul_registry(settings, cluster_id="test", version="0", rng=rng) as registry:
+    async with open_consul_registry(settings, claim=Claim("test"), version="0", rng=rng) as registry:
         ownership = Ownership(
             gateway.slots, registry, instance, gateway.on_ended, clock=SystemClock(), metrics=Metrics(CollectorRegistry()), rng=rng
         )

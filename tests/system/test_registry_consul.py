@@ -17,7 +17,8 @@ from tls_files import make_tls_files
 from chassis import registry_consul_session
 from chassis.certificates import TlsError
 from chassis.registry import Instance, Registry, RegistryRefusedError, RegistrySession, RegistryUnavailableError
-from chassis.registry_consul import open_consul_registry
+from chassis.registry_consul import ConsulRegistry, open_consul_registry
+from chassis.registry_consul_claim import Claim
 from chassis.registry_consul_http import ConsulSettings
 from parley_engines.ports import free_ports
 
@@ -26,9 +27,11 @@ G1 = Instance("gateway", "g1", "127.0.0.1:1001", "chat.test:443")
 DEADLINE_SECONDS = 30.0
 
 
-def registry_at(address: str, cluster: str = "one", **settings: object) -> AbstractAsyncContextManager[Registry]:
+def registry_at(
+    address: str, cluster: str = "one", claim: Claim | None = None, **settings: object
+) -> AbstractAsyncContextManager[ConsulRegistry]:
     return open_consul_registry(
-        ConsulSettings(address=address, **settings), cluster_id=cluster, version="0", rng=random.Random(1)
+        ConsulSettings(address=address, **settings), claim=claim or Claim(cluster), version="0", rng=random.Random(1)
     )  # fmt: skip
 
 
@@ -202,6 +205,55 @@ async def test_two_clusters_under_one_prefix_are_told_apart(engines: EnginesOfTh
         await registry_at(engines.address("consul"), "two", prefix=prefix).__aenter__()
     async with registry_at(engines.address("consul"), "one", prefix=prefix):
         pass
+
+
+async def test_two_clusters_that_kept_the_default_name_are_told_apart_by_their_logs_and_tables(engines: EnginesOfTheRun) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+
+    async def opens(log_id: str, tables_id: str = "") -> None:
+        claim = Claim("parley", log_id, 1, tables_id)
+        async with registry_at(engines.address("consul"), claim=claim, prefix=prefix):
+            pass
+
+    await opens("kafka-1/")
+    await opens("kafka-1/", "tables-1")
+    with pytest.raises(RegistryRefusedError, match=r"has another log, 'kafka-1/' and not 'kafka-2/'.*PREFIX.*delete the key"):
+        await opens("kafka-2/")
+    with pytest.raises(RegistryRefusedError, match=r"'kafka-1/' and not 'kafka-1/b\.'"):  # one Kafka, other topics
+        await opens("kafka-1/b.", "tables-2")
+    with pytest.raises(RegistryRefusedError, match=r"has other tables, 'tables-1' and not 'tables-2'"):
+        await opens("kafka-1/", "tables-2")
+    await opens("kafka-1/", "tables-1")
+
+
+async def test_whoever_has_no_tables_learns_from_those_who_have_which_log_epoch_it_is(engines: EnginesOfTheRun) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+
+    def at(log_epoch: int, tables_id: str = "") -> AbstractAsyncContextManager[ConsulRegistry]:
+        claim = Claim("parley", "log", log_epoch, tables_id)
+        return registry_at(engines.address("consul"), claim=claim, prefix=prefix)
+
+    async with at(1) as gateway:  # nobody knows yet: it has to begin somewhere
+        over = asyncio.create_task(gateway.claims.wait_superseded())
+        async with at(1, "tables"):
+            pass
+        with pytest.raises(RegistryUnavailableError, match="has log epoch 1; no store has begun with 2 yet"):
+            await at(2).__aenter__()
+        async with gateway.open_session(G1):
+            assert not over.done()
+            async with at(2, "tables") as store:
+                await store.claims.note_epoch(2)
+            with pytest.raises(RegistryRefusedError, match="on to log epoch 2, this process was told 1: .*LOG_EPOCH=2"):
+                async with asyncio.timeout(DEADLINE_SECONDS):
+                    await over
+        with pytest.raises(RegistryRefusedError, match="on to log epoch 2"):
+            await gateway.open_session(G1).__aenter__()
+    async with at(2):
+        pass
+    with pytest.raises(RegistryRefusedError, match="on to log epoch 2, this process was told 1"):
+        await at(1).__aenter__()
+    with pytest.raises(RegistryRefusedError, match="the tables belong to 1: they are older than that"):  # and it is not lowered
+        await at(1, "tables").__aenter__()
 
 
 ROOT_TOKEN = str(uuid.UUID(int=1))
