@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -26,6 +27,13 @@ from parley_engines.state import Started
 ENVIRON = dict(os.environ)  # before tests get one of their own: the cache folder and the tools are the user's
 
 KILL_SECONDS = 10.0  # the end of a killed process is the kernel's work alone
+
+
+class HasPids(Protocol):
+    """Engines that run."""
+
+    def pids(self) -> set[str]:
+        """Return the processes that outlive a test and are no leak."""
 
 
 class EnginesOfTheRun:
@@ -91,7 +99,7 @@ def provision_for(session: pytest.Session, engines: NativeEngines) -> dict[str, 
     return missing
 
 
-_runs: list[EnginesOfTheRun] = []
+runs: list[HasPids] = []
 _missing: dict[str, str] = {}
 
 
@@ -118,12 +126,12 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginesOfTheRu
     """Real engines, see this module."""
     said: list[str] = []
     run = EnginesOfTheRun(engines_of(tmp_path_factory.mktemp("engines"), said.append, ENVIRON, leashed=True), _missing)
-    _runs.append(run)
+    runs.append(run)
     yield run
     run.stop()
-    _runs.remove(run)
+    runs.remove(run)
 
 
 def engine_pids() -> set[str]:
     """Return the engines' processes: children of ours that no test has left behind."""
-    return {pid for run in _runs for pid in run.pids()}
+    return {pid for run in runs for pid in run.pids()}

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from chassis.backoff import Backoff
 from chassis.eventlog import LogEntry, LogRecord, LogUnavailableError, RecordTooLargeError
-from chassis.eventlog_kafka_connection import KAFKA_ERRORS, REQUEST_SECONDS, KafkaConnection, describe, refuse_wrong_login
+from chassis.eventlog_kafka_connection import KAFKA_ERRORS, REQUEST_SECONDS, KafkaConnection, describe, refuse_wrong_settings
 from chassis.eventlog_kafka_consumer import HEARTBEAT_SECONDS, KafkaConsumer
 from chassis.eventlog_kafka_metrics import KafkaMetrics
 from chassis.eventlog_kafka_producer import APPEND_SECONDS, Lane, RebuiltProducer, open_producer
@@ -183,7 +183,7 @@ async def _connect(
             await producer.start()
             break
         except KAFKA_ERRORS as error:
-            await refuse_wrong_login(connection)
+            await refuse_wrong_settings(connection)
             left = deadline - time.monotonic()
             if left <= 0:
                 raise LogUnavailableError(f"Kafka at {connection.bootstrap_servers}: {describe(error)}") from error

@@ -58,9 +58,9 @@ async def kafka_errors(what: str) -> AsyncIterator[None]:
         raise LogUnavailableError(f"{what}: {describe(error)}") from error
 
 
-async def refuse_wrong_login(connection: KafkaConnection) -> None:
-    """Raise LogSetupError if a broker refuses the login. Its clients say no more than that they found no broker."""
-    if not connection.user:
+async def refuse_wrong_settings(connection: KafkaConnection) -> None:
+    """Raise LogSetupError if a broker refuses the login, or is not to be trusted. Its clients say that they found no broker."""
+    if not connection.user and connection.tls is None:
         return
     options = connection.client_options()
     for host, port, _ in collect_hosts(options.pop("bootstrap_servers")):
@@ -69,6 +69,10 @@ async def refuse_wrong_login(connection: KafkaConnection) -> None:
         except (SaslAuthenticationFailed, UnsupportedSaslMechanismError) as error:
             raise LogSetupError(
                 f"Kafka at {host}:{port} refuses the login of {connection.user!r} by {connection.sasl_mechanism}: {describe(error)}"
+            ) from error
+        except ssl.SSLCertVerificationError as error:
+            raise LogSetupError(
+                f"Kafka at {host}:{port} shows a certificate that PARLEY_KAFKA_TLS_CA_FILE does not vouch for: {describe(error)}"
             ) from error
         except KAFKA_ERRORS:
             continue

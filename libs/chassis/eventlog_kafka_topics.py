@@ -16,7 +16,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import NoError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from chassis.eventlog import LogSetupError, LogUnavailableError
-from chassis.eventlog_kafka_connection import KafkaConnection, kafka_errors, refuse_wrong_login
+from chassis.eventlog_kafka_connection import KafkaConnection, kafka_errors, refuse_wrong_settings
 
 # The largest record that a topic takes; a poll's events as one record must fit (services cut theirs at 1 MB, see 0004).
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
@@ -161,7 +161,7 @@ async def open_admin(connection: KafkaConnection) -> AsyncIterator[AIOKafkaAdmin
             async with kafka_errors(f"Kafka at {connection.bootstrap_servers}"):
                 await admin.start()
         except LogUnavailableError:
-            await refuse_wrong_login(connection)
+            await refuse_wrong_settings(connection)
             raise
         yield admin
     finally:

@@ -16,6 +16,7 @@ from parley_engines.provision import Recipe
 from parley_engines.tools import JAVA, MAVEN
 
 LOGIN_USER: Final = "parley"  # and the password, on the port "login"
+_SCRAM: Final = f"SCRAM-SHA-512=[name={LOGIN_USER},password={LOGIN_USER}]"
 _HEAP: Final = "384m"
 _PROBE_MS: Final = 2_000
 _CONFIGURATION: Final = """\
@@ -27,8 +28,9 @@ advertised.listeners=PLAINTEXT://{host}:{client},LOGIN://{host}:{login}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,LOGIN:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
 # No secret, and of no use from elsewhere: it is there to try logins, right and wrong ones.
-sasl.enabled.mechanisms=PLAIN
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
 listener.name.login.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{user}";
+listener.name.login.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 log.dirs={data}
 # One node: nothing can be kept twice.
 offsets.topic.replication.factor=1
@@ -59,7 +61,7 @@ def _prepare(place: Place) -> Sequence[str]:
     if not (data / "meta.properties").exists():
         identity = uuid.uuid4().bytes.hex()[:22]
         done = subprocess.run(
-            [*java, "kafka.tools.StorageTool", "format", "-t", identity, "-c", str(configuration)],
+            [*java, "kafka.tools.StorageTool", "format", "-t", identity, "-c", str(configuration), "--add-scram", _SCRAM],
             capture_output=True, text=True, check=False, env=dict(place.environ),
         )  # fmt: skip
         if done.returncode:

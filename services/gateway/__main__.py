@@ -42,9 +42,9 @@ async def serve(host: Host) -> None:
         gateway.own_slots(registry, address=host.advertised(internal), public_address=settings.advertised(public.address)),
     ):  # fmt: skip
         try:
-            await first_of(gateway.wait_settled(), registry.claims.wait_superseded())
+            await first_of(gateway.wait_settled(), registry.claims.wait_refused())
             probes = {**gateway.probes, "stores": stores.ping}
-            failed = first_of(gateway.wait_failed(), registry.claims.wait_superseded())
+            failed = first_of(gateway.wait_failed(), registry.claims.wait_refused())
             await host.serve(public.address, failed, probes, internal=internal.address)
         finally:
             await gateway.drain()

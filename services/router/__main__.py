@@ -34,7 +34,7 @@ async def serve(host: Host) -> None:
         host.internal_server(router.register, CALLERS) as server,
         open_registration(registry, Instance("router", host.name(settings.instance_id), host.advertised(server)), host.rng),
     ):  # fmt: skip
-        failed = first_of(router.wait_failed(), registry.claims.wait_superseded())
+        failed = first_of(router.wait_failed(), registry.claims.wait_refused())
         await host.serve(server.address, failed, {**router.probes, "stores": stores.ping})
 
 

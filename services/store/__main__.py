@@ -35,7 +35,8 @@ async def serve(host: Host) -> None:
         host.internal_server(store.register, CALLERS) as server,
         open_registration(registry, Instance("store", host.name(settings.instance_id), host.advertised(server)), host.rng),
     ):  # fmt: skip
-        await host.serve(server.address, first_of(store.wait_failed(), timeline.wait_superseded()), store.probes)
+        failed = first_of(store.wait_failed(), timeline.wait_superseded(), registry.claims.wait_refused())
+        await host.serve(server.address, failed, store.probes)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from engine_fixtures import EnginesOfTheRun
-from parley_process import run
+from parley_process import Parley, run
 from prometheus_client import CollectorRegistry
 
 from chassis.clock import SystemClock
@@ -199,6 +200,51 @@ async def _a_late_store_stops(cluster: Cluster) -> None:
         batch = LogBatch(number, [record async for record in log.records(COMMANDS, number)])
         with pytest.raises(NewerEpochError):
             await an_applier(log, timeline).apply(batch)
+
+
+def test_gateways_and_routers_of_an_old_log_end_and_none_starts(cluster: Cluster) -> None:
+    """A gateway that stood still was not seen when its cluster got another log: it must not go on with the old one."""
+    code, out, err = cluster.parley("key", "--data", str(cluster.home / "keys"))
+    assert code == 0, err
+    environ = {name: value for name, value in cluster.environ.items() if "_CQL_" not in name}
+    of_gateways = {
+        "PARLEY_GATEWAY_TOKEN_KEYS_FILE": out.strip(),
+        "PARLEY_GATEWAY_LISTEN": "127.0.0.1:0",
+        "PARLEY_GATEWAY_SLOT_SETTLE_SECONDS": "0",
+    }
+
+    def serve(role: str, **more: str) -> Parley:
+        return Parley("serve", role, home=cluster.home, env=environ | (of_gateways if role == "gateway" else {}) | more)
+
+    def ends(process: Parley, why: str) -> None:
+        assert process.wait(60) == 2
+        assert why in process.stderr.rest().splitlines()[-1]
+
+    over = "Error: the cluster has gone on to log epoch 2, this process was told 1: start it with PARLEY_KAFKA_LOG_EPOCH=2."
+    with serve("gateway") as gateway, serve("router") as router:
+        for process in (gateway, router):
+            process.expect("is ready on", 60)
+        gateway.signal(signal.SIGSTOP)
+        while (
+            "gateways take commands" in (refused := cluster.parley("admin", "new-log-epoch", "2"))[2]
+        ):  # until Consul has missed it
+            assert router.running
+        assert refused[0] == 0, refused
+        ends(router, over)
+        gateway.signal(signal.SIGCONT)
+        ends(gateway, over)
+    with serve("gateway") as gateway, serve("router") as router, serve("router", PARLEY_KAFKA_LOG_EPOCH="2") as newer:
+        ends(gateway, over)
+        ends(router, over)
+        newer.expect("is ready on", 60)
+    other = f"{cluster.prefix}b."
+    code, _, err = run("topics", "apply", home=cluster.home, env=environ | {"PARLEY_KAFKA_PREFIX": other})
+    assert code == 0, err
+    try:
+        with serve("router", PARLEY_KAFKA_PREFIX=other) as stranger:  # another cluster, whose prefix in Consul nobody changed
+            ends(stranger, f"{cluster.prefix}' and not '")
+    finally:
+        asyncio.run(delete_topics(cluster.kafka, topics(1), epoch=1, prefix=other))
 
 
 def test_what_an_undrained_cluster_leaves_behind_is_said_and_sent_again(cluster: Cluster) -> None:

@@ -234,7 +234,7 @@ async def test_whoever_has_no_tables_learns_from_those_who_have_which_log_epoch_
         return registry_at(engines.address("consul"), claim=claim, prefix=prefix)
 
     async with at(1) as gateway:  # nobody knows yet: it has to begin somewhere
-        over = asyncio.create_task(gateway.claims.wait_superseded())
+        over = asyncio.create_task(gateway.claims.wait_refused())
         async with at(1, "tables"):
             pass
         with pytest.raises(RegistryUnavailableError, match="has log epoch 1; no store has begun with 2 yet"):
@@ -243,7 +243,7 @@ async def test_whoever_has_no_tables_learns_from_those_who_have_which_log_epoch_
             assert not over.done()
             async with at(2, "tables") as store:
                 await store.claims.note_epoch(2)
-            with pytest.raises(RegistryRefusedError, match="on to log epoch 2, this process was told 1: .*LOG_EPOCH=2"):
+            with pytest.raises(RegistryRefusedError, match=r"on to log epoch 2, this process was told 1: .*LOG_EPOCH=2"):
                 async with asyncio.timeout(DEADLINE_SECONDS):
                     await over
         with pytest.raises(RegistryRefusedError, match="on to log epoch 2"):
@@ -254,6 +254,23 @@ async def test_whoever_has_no_tables_learns_from_those_who_have_which_log_epoch_
         await at(1).__aenter__()
     with pytest.raises(RegistryRefusedError, match="the tables belong to 1: they are older than that"):  # and it is not lowered
         await at(1, "tables").__aenter__()
+
+
+async def test_a_prefix_that_another_cluster_took_while_consul_had_no_data_is_not_used_further(consul: OwnConsul) -> None:
+    async with registry_at(consul.address) as registry:
+        over = asyncio.create_task(registry.claims.wait_refused())
+        consul.stop()
+        consul.lose_data()
+        consul.start()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while True:
+                with suppress(RegistryUnavailableError):
+                    async with registry_at(consul.address, "two"):
+                        break
+        with pytest.raises(RegistryRefusedError, match="belong to cluster 'two', not to 'one'"):
+            await open_again(registry)
+        with pytest.raises(RegistryRefusedError, match="belong to cluster 'two', not to 'one'"):
+            await over
 
 
 ROOT_TOKEN = str(uuid.UUID(int=1))
