@@ -16,6 +16,7 @@ from cassandra.cluster import NoHostAvailable
 from cassandra.query import BatchStatement, BatchType, BoundStatement, PreparedStatement
 from prometheus_client import CollectorRegistry
 
+from chassis.joined import Joined
 from chassis.timeline import Cell, Point, Row, TimelineSetupError, TimelineUnavailableError
 from chassis.timeline_cql_connect import open_cql_session
 from chassis.timeline_cql_grouping import PointRead, ReplicasOf, partition_groups, point_reads, row_batches
@@ -77,10 +78,17 @@ class CqlTimeline:
         self._keyspace = keyspace
         self._tables = tables
         self._metrics = metrics
+        self._writes = Joined(
+            self._write, lambda: TimelineUnavailableError("a write that went with another one, which was cancelled")
+        )
 
     async def write(self, rows: Sequence[Row]) -> None:
-        if not rows:
-            return
+        for name in {row.table for row in rows}:
+            self._table(name)  # a wrong one is its caller's alone
+        if rows:
+            await self._writes(rows)
+
+    async def _write(self, rows: Sequence[Row]) -> None:
         tables = {name: self._table(name) for name in {row.table for row in rows}}
         await self._session.run(Kind.WRITE, [self._batch(tables, batch) for batch in row_batches(rows, self._replicas_of())])
         self._metrics.rows_written.inc(len(rows))

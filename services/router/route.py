@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogUnavailableError
+from chassis.joined import Joined
 from chassis.tasks import Tasks
 from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, Unreached
 from parley.log.v1.records_pb2 import EventBatch, EventRecord, OfflineBatch, OfflineRecord
@@ -54,6 +55,7 @@ class Router:
         self._clock = clock
         self._metrics = metrics
         self._groups: dict[int, GroupCache] = {}
+        self._deliver_together = Joined(self._deliver, lambda: LogUnavailableError("a delivery that went with a cancelled one"))
         self._stranded_since: float | None = None  # since when there is something that has no gateway to go to
         self._backoff = Backoff(settings.retry_min_seconds, settings.retry_max_seconds, rng)
 
@@ -95,7 +97,8 @@ class Router:
                 await self._name_recipients(groups, record)
                 users += len(record.recipients)
                 events.append(record)
-        unreached = await self._deliver(events)
+        conversations = {event.conversation_id for event in events}
+        unreached = [one for one in await self._deliver_together(events) if one.conversation_id in conversations]
         if unreached:
             await self._log.append(OFFLINE, batch.partition, [LogEntry(b"", _offline(unreached))])
             self._metrics.offline.inc(len(unreached))
@@ -128,7 +131,7 @@ class Router:
             groups.put(record.conversation_id, group)
         record.recipients.extend(group.recipients(record.seq))
 
-    async def _deliver(self, events: list[EventRecord]) -> list[Unreached]:
+    async def _deliver(self, events: Sequence[EventRecord]) -> list[Unreached]:
         """Hand everything to the owners of its users' slots, in order; return whom they did not reach with a message."""
         links, patience = self._links, self._settings.unreachable_seconds
         unreached: list[Unreached] = []

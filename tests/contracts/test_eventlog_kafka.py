@@ -65,6 +65,31 @@ async def test_an_engine_that_hangs_costs_a_typed_error_within_the_deadline_and_
     await log.ping()
 
 
+async def test_a_busy_consumer_fetches_in_company_and_an_idle_one_at_once(log: EventLog) -> None:
+    """By aiokafka's own names, which it has before we set them: a version that has others fails here."""
+
+    def fetches(consumer: LogConsumer) -> tuple[int, int]:
+        assert isinstance(consumer, KafkaConsumer)
+        if consumer._consumer is None:
+            return 0, 0
+        fetcher = vars(consumer._consumer._fetcher)
+        return fetcher["_fetch_max_wait_ms"], fetcher["_fetch_min_bytes"]
+
+    async def wait_fetching(consumer: LogConsumer, wait_ms: int, min_bytes: int) -> None:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while True:
+                if fetches(consumer) == (wait_ms, min_bytes):
+                    return
+                await asyncio.sleep(0.001)
+
+    async with log.open_consumer(TOPIC, "g") as consumer:
+        await wait_fetching(consumer, 500, 1)
+        await log.append(TOPIC, 0, entries("a"))
+        await wait_fetching(consumer, 5, 64 * 1024)
+        consumer.done(await poll(consumer))
+        await wait_fetching(consumer, 500, 1)
+
+
 async def test_after_an_engine_was_killed_everything_goes_on_by_itself(engines: EnginesOfTheRun, log: EventLog) -> None:
     async with log.open_consumer(TOPIC, "g") as consumer:
 
