@@ -11,8 +11,7 @@ from struct import Struct
 from typing import Any, Final, NoReturn
 
 import structlog
-from cassandra import DriverException, InvalidRequest, RequestExecutionException
-from cassandra.cluster import NoHostAvailable
+from cassandra import InvalidRequest
 from cassandra.query import BatchStatement, BatchType, BoundStatement, PreparedStatement
 from prometheus_client import CollectorRegistry
 
@@ -22,7 +21,7 @@ from chassis.timeline_cql_connect import open_cql_session
 from chassis.timeline_cql_grouping import PointRead, ReplicasOf, partition_groups, point_reads, row_batches
 from chassis.timeline_cql_metrics import CqlMetrics, Kind
 from chassis.timeline_cql_schema import ClusterFacts, check_schema, read_engine, read_facts
-from chassis.timeline_cql_session import Answer, CqlSession, failure_of
+from chassis.timeline_cql_session import DRIVER_ERRORS, Answer, CqlSession, failure_of
 from chassis.timeline_cql_settings import CqlSettings
 
 _PAGE_ROWS: Final = 5_000  # ScyllaDB ends a page at 1 MB anyway
@@ -180,7 +179,7 @@ class CqlTimeline:
         """Return what the database says of itself now: the log epoch may have moved on. Raises TimelineUnavailableError."""
         try:
             return await read_facts(self._session, self._keyspace)
-        except (DriverException, RequestExecutionException, NoHostAvailable) as error:
+        except DRIVER_ERRORS as error:
             raise failure_of(error)[1] from error
 
     async def wait_superseded(self) -> NoReturn:
@@ -260,7 +259,7 @@ async def open_cql_timeline(
             prepared = {name: await _prepare(session, settings.keyspace, name) for name in tables}
         except InvalidRequest as error:
             raise TimelineSetupError(f"keyspace {settings.keyspace} has no usable schema, apply it first: {error}") from error
-        except (DriverException, RequestExecutionException) as error:
+        except DRIVER_ERRORS as error:
             raise failure_of(error)[1] from error
         cql_metrics.engine.labels(engine, version).set(1)
         _log.info(

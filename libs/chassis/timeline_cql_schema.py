@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from cassandra import DriverException, InvalidRequest, RequestExecutionException
+from cassandra import InvalidRequest
 
 from chassis.timeline import TimelineSetupError, TimelineUnavailableError
-from chassis.timeline_cql_session import CqlSession, failure_of
+from chassis.timeline_cql_session import DRIVER_ERRORS, CqlSession, failure_of
 
 CLUSTER_ID: Final = "cluster_id"
 LOG_EPOCH: Final = "log_epoch"
@@ -73,7 +73,7 @@ async def apply_schema(session: CqlSession, keyspace: str, replication: str, ver
         return before, await read_facts(session, keyspace)
     except InvalidRequest as error:
         raise TimelineSetupError(f"the database refuses the schema: {error}") from error
-    except (DriverException, RequestExecutionException) as error:
+    except DRIVER_ERRORS as error:
         raise failure_of(error)[1] from error
 
 
@@ -85,7 +85,7 @@ async def check_schema(session: CqlSession, keyspace: str, known_version: int) -
         facts = await read_facts(session, keyspace)
     except InvalidRequest as error:
         raise TimelineSetupError(f"keyspace {keyspace} has no usable schema, apply it first: {error}") from error
-    except (DriverException, RequestExecutionException) as error:
+    except DRIVER_ERRORS as error:
         raise failure_of(error)[1] from error
     _refuse_newer(keyspace, facts.schema_version, known_version)
     if facts.schema_version < known_version or not facts.cluster_id or not facts.log_epoch:
@@ -106,7 +106,7 @@ async def raise_log_epoch(session: CqlSession, keyspace: str, epoch: int) -> Non
     """Record a log epoch; a lower one than the recorded has no effect. Raises TimelineUnavailableError."""
     try:
         await _set_fact(session, keyspace, LOG_EPOCH, str(epoch), stamp=epoch)
-    except (DriverException, RequestExecutionException) as error:
+    except DRIVER_ERRORS as error:
         raise failure_of(error)[1] from error
 
 

@@ -10,8 +10,9 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from cassandra import OperationTimedOut, Timeout, Unavailable
+from cassandra import DriverException, OperationTimedOut, RequestExecutionException, Timeout, Unavailable
 from cassandra.cluster import NoHostAvailable, ResultSet, Session
+from cassandra.connection import ConnectionBusy, ConnectionException
 from cassandra.protocol import OverloadedErrorMessage
 from cassandra.query import PreparedStatement, Statement
 
@@ -20,6 +21,9 @@ from chassis.timeline import TimelineUnavailableError
 from chassis.timeline_cql_metrics import CqlMetrics, Failure, Kind
 from chassis.timeline_cql_settings import CqlSettings
 
+# What the driver raises where the database can't be asked: its errors have no base in common. A connection that ends while its
+# answer is waited for is a ConnectionException.
+DRIVER_ERRORS: Final = (DriverException, RequestExecutionException, NoHostAvailable, ConnectionException, ConnectionBusy)
 _DEFINE_SECONDS: Final = 60.0  # a change of the schema takes 0.1 to 0.5 s, on a crowded machine many times that
 
 

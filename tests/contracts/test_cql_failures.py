@@ -40,9 +40,11 @@ class Proxy:
         self._flows.set()
         self._pumps: set[asyncio.Task[None]] = set()
         self.accepts = True
+        self.held = asyncio.Event()  # something waits since the last `hold`
 
     def hold(self) -> None:
         self._flows.clear()
+        self.held.clear()
 
     def release(self) -> None:
         self._flows.set()
@@ -66,6 +68,7 @@ class Proxy:
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while data := await source.read(65536):
+                self.held.set()
                 await self._flows.wait()
                 target.write(data)
                 await target.drain()
@@ -194,6 +197,22 @@ async def test_cut_connections_never_block_the_loop(cql_database: CqlSettings) -
 
             assert await longest_stall(lose_it) < 1.5
             proxy.accepts = True
+            await until_it_works(timeline)
+
+
+@pytest.mark.engines("scylladb")
+async def test_a_connection_that_ends_under_a_question_is_no_end(cql_database: CqlSettings) -> None:
+    """Chaos found it: a store that asked for the log epoch at that moment ended."""
+    async with open_proxy(cql_database.hosts) as (proxy, address):
+        settings = cql_database.model_copy(update={"hosts": address, "request_seconds": SECONDS})
+        async with open_cql_timeline(settings, ["events"], schema_version=1, metrics=CollectorRegistry()) as timeline:
+            proxy.hold()
+            asking = asyncio.create_task(timeline.read_facts())
+            await proxy.held.wait()
+            proxy.cut()
+            with pytest.raises(TimelineUnavailableError):
+                await asking
+            proxy.release()
             await until_it_works(timeline)
 
 
