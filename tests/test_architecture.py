@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "parley_engines",
         "parley_protocol",
         "services.gateway",
+        "services.router",
         "services.store",
     },
     "parley_cluster": {"chassis", "parley_engines", "parley_protocol", "services.gateway"},

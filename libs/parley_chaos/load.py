@@ -8,6 +8,7 @@ from typing import Final
 
 import grpc
 
+from chassis.clock import Clock
 from chassis.tasks import Tasks, open_tasks
 from parley.api.v1.messaging_service_pb2 import ListEventsRequest
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
@@ -76,7 +77,9 @@ class Load:
                 await device.client.mark_read(conversation_id, seq)
             if rng.random() < _QUESTION_SHARE:
                 try:
+                    # Of the store, and by way of a router of the gateways: what is asked on all links.
                     await device.client.get_conversation(self._group_id)
+                    await device.client.get_presence(others)
                 except CallError as error:
                     self.refused.append(f"{device.device}: {error.code.name} {error.detail}")
             await asyncio.sleep(rng.uniform(*_PACE_SECONDS))
@@ -162,7 +165,9 @@ async def _read(stub: MessagingServiceStub, token: str, conversation_id: str) ->
 
 
 @asynccontextmanager
-async def open_load(address: str, token_for: Callable[[str], str], suffix: str = "") -> AsyncIterator[Load]:
+async def open_load(
+    address: str, token_for: Callable[[str], str], suffix: str = "", clock: Clock | None = None
+) -> AsyncIterator[Load]:
     """Connect all devices to a cluster's gateways and make the group; `Load.begin` lets them write.
 
     `suffix` ends the users' names: those of an earlier load have a past that this one does not know.
@@ -172,7 +177,7 @@ async def open_load(address: str, token_for: Callable[[str], str], suffix: str =
     async with AsyncExitStack() as stack, open_tasks("chaos.load") as tasks:
         devices = [
             await stack.enter_async_context(
-                open_recorded_device(address, token_for(user), Device(user, device), MemoryStore(), history)
+                open_recorded_device(address, token_for(user), Device(user, device), MemoryStore(), history, clock=clock)
             )
             for user in users
             for device in DEVICES

@@ -5,9 +5,11 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
+from chassis.clock import Clock
 from chassis.tasks import Tasks, open_tasks
 from parley_checker.history import Device, Fact, History
 from parley_client import Client, ClosedError, RejectedError, Store, Ticket, TimelineEvent, open_client
+from parley_client.notices import ConnectionChanged, ConnectionState
 from parley_client.recording import Recorder, RecordFile
 from parley_protocol.ids import direct_conversation_id, group_conversation_id
 
@@ -26,11 +28,13 @@ class RecordedDevice:
         self.client = client
         self.device = device
         self.on_event: Callable[[TimelineEvent], None] = _ignore
+        self.ends: list[str] = []  # why each connection ended, in order
         self._recorder = recorder
         self._tasks = tasks
         self._moved = asyncio.Event()
         self._outcomes = set[asyncio.Task[None]]()
         self._shown: dict[str, int] = {}
+        self._connected = False
 
     def shown(self, conversation_id: str) -> int:
         """Return the seq that this run showed last."""
@@ -103,13 +107,30 @@ class RecordedDevice:
 
     async def _watch(self) -> None:
         with self.client.changes() as notices:
-            async for _ in notices:
+            async for notice in notices:
+                if isinstance(notice, ConnectionChanged):
+                    self._follow_connection(notice)
                 self._moved.set()
+
+    def _follow_connection(self, notice: ConnectionChanged) -> None:
+        if notice.state is ConnectionState.CONNECTED:
+            self._connected = True
+        elif self._connected:
+            self._connected = False
+            self.ends.append(notice.detail or notice.state.value)
 
 
 @asynccontextmanager
 async def open_recorded_device(
-    address: str, token: str, device: Device, store: Store, history: History, *, run: int = 1, file: RecordFile | None = None
+    address: str,
+    token: str,
+    device: Device,
+    store: Store,
+    history: History,
+    *,
+    run: int = 1,
+    file: RecordFile | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[RecordedDevice]:
     """Open a device whose facts go to the history, and to the file if there is one; leaving closes it, as an app is closed."""
 
@@ -121,7 +142,7 @@ async def open_recorded_device(
     recorder = Recorder(device, run, note)
     async with open_tasks(f"{device.user_id}-{device.device_id}") as tasks:
         async with open_client(
-            address, token=token, device_id=device.device_id, store=store, rng=Impatient(), recorder=recorder
+            address, token=token, device_id=device.device_id, store=store, clock=clock, rng=Impatient(), recorder=recorder
         ) as client:
             recorded = RecordedDevice(client, device, recorder, tasks)
             recorded.begin()

@@ -1,4 +1,4 @@
-"""One run: a cluster, its load, faults one after the other, then peace, and the verdict."""
+"""One run: a cluster, its load, faults one after the other or two at once, then peace, and the verdict."""
 
 import asyncio
 import random
@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from parley_chaos.hands import Hands, NotProvenError, open_hands
+from parley_chaos.clocks import DeviceClock, Preload
+from parley_chaos.hands import Hands, NotBackError, NotProvenError, open_engine_thread
+from parley_chaos.layout import lay_out
 from parley_chaos.load import Load, LoadStoppedError, open_load
-from parley_chaos.plan import Fault, Kind, draw, possible
-from parley_chaos.proxy import Link, open_link
+from parley_chaos.plan import DEVICES, Fault, Kind, draw, overlap, possible
+from parley_chaos.watch import Watch
+from parley_checker.guarantees import Guarantee
 from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
 from parley_cluster.cluster import open_cluster
-from parley_cluster.topology import Topology
 from parley_engines.native import NativeEngines
-from parley_engines.ports import free_ports
 from parley_engines.state import Started
 from services.gateway.keys import KEY_FILE_NAME, load_or_create_key, mint_token
 
@@ -26,7 +27,8 @@ FLOW_SECONDS: Final = 90.0  # for traffic to flow again after a fault is healed:
 _SETTLE_SECONDS: Final = 120.0
 _WARM_SECONDS: Final = 2.0
 _TOKEN_SECONDS: Final = 24 * 3600.0
-_HOST: Final = "127.0.0.1"
+_ERROR: Final = "[error"  # as logs for people have it
+_NOT_OURS: Final = "was never retrieved"  # what aiokafka leaves of a commit that took too long
 _PLENTY: Final = 10_000  # faults to draw from; time ends a run sooner
 
 Tell = Callable[[str], None]
@@ -43,7 +45,9 @@ class Options:
     gateways: int = 2
     stores: int = 2
     routers: int = 2
-    modules: Mapping[str, str] = field(default_factory=dict)  # a broken build of a role, see Topology
+    only_on: tuple[str, ...] = ()  # and only on these targets
+    broken: str = ""  # one of `broken.BROKEN`
+    certificates: Path | None = None  # a folder of `parley certs`: services trust nobody without
     flow_seconds: float = FLOW_SECONDS
 
 
@@ -57,11 +61,12 @@ class Done:
     seconds: float
     proof: str
     flowed_after_seconds: float  # from the fault's end until each device had an answer to something new
+    together_with: str = ""  # the other fault that lasted meanwhile
 
 
 @dataclass
 class Report:
-    """What happened and what the judge says; `problems` are what broke the run itself."""
+    """What happened and what the judge says; `problems` are what makes the run prove nothing."""
 
     seed: int
     done: list[Done] = field(default_factory=list)
@@ -86,8 +91,14 @@ class Report:
             "engines": self.engines,
             "faults": len(self.done),
             "kinds": len({done.kind for done in self.done}),
+            "overlapping": sum(bool(done.together_with) for done in self.done),
             "longest_silence_seconds": max((done.flowed_after_seconds for done in self.done), default=0.0),
             **self.verdict.counts(),
+            "guarantees": {
+                f"G{guarantee.value}": {"judged": self.verdict.judged[guarantee], "broken": self.verdict.broken[guarantee]}
+                for guarantee in Guarantee
+                if self.verdict.judged[guarantee] or self.verdict.broken[guarantee]
+            },
             "problems": self.problems,
             "stories": self.verdict.stories,
             "done": [asdict(done) for done in self.done],
@@ -95,7 +106,13 @@ class Report:
 
 
 async def run_chaos(
-    options: Options, data: Path, environ: Mapping[str, str], engines: NativeEngines, started: Mapping[str, Started], tell: Tell
+    options: Options,
+    data: Path,
+    environ: Mapping[str, str],
+    engines: NativeEngines,
+    started: Mapping[str, Started],
+    preload: Preload,
+    tell: Tell,
 ) -> Report:
     """Run a cluster in a folder on engines that are prepared, and break it; return what came of it.
 
@@ -104,99 +121,139 @@ async def run_chaos(
     rng = random.Random(options.seed)
     report = Report(options.seed, engines=[engine.title for engine in started.values()])
     begin = time.monotonic()
+    notes = data / "notes"
+    notes.mkdir(exist_ok=True)
     async with AsyncExitStack() as stack:
-        topology, links, gateways = await _with_links(options, environ, started, stack)
+        executor = stack.enter_context(open_engine_thread())
+        plan = await lay_out(options, environ, started, preload, notes, stack)
         logs = (data / "services.log").open("w", encoding="utf-8")
         stack.callback(logs.close)
-        cluster = await stack.enter_async_context(
-            open_cluster(topology, data, started, lambda name, line: print(f"{name:<10}| {line}", file=logs, flush=True))
-        )
+        failures: list[str] = []
+
+        def say(name: str, line: str) -> None:
+            print(f"{name:<10}| {line}", file=logs, flush=True)
+            if _ERROR in line and _NOT_OURS not in line:
+                failures.append(f"{name} logged an error: {' '.join(line.split())}")
+
+        cluster = await stack.enter_async_context(open_cluster(plan.topology, data, started, say))
         key = load_or_create_key(data / KEY_FILE_NAME)
 
         def token_for(user: str) -> str:
             return mint_token(key, user, "", _TOKEN_SECONDS, time.time())
 
-        load = await stack.enter_async_context(open_load(",".join(gateways), token_for))
-        hands = await stack.enter_async_context(open_hands(cluster.supervisor, engines, links))
+        clock = DeviceClock()
+        load = await stack.enter_async_context(open_load(",".join(plan.gateways), token_for, clock=clock))
+        clocks = {**plan.clocks, DEVICES: clock}
+        children = cluster.supervisor.children
+        hands = Hands(cluster.supervisor, engines, plan.links, clocks, environ, executor)
+        run = _Run(options, report, load, hands, Watch(load, children, notes), begin, tell)
         tell(f"{len(load.devices)} devices write; logs in {data / 'services.log'}")
         load.begin(rng)
         await asyncio.sleep(_WARM_SECONDS)
-        targets = possible(list(cluster.supervisor.children), list(links))
-        if options.only:
-            targets = {kind: targets[kind] for kind in options.only}
-        await _break_all(draw(rng, targets, options.faults or _PLENTY), options, report, load, hands, begin, tell)
+        await run.break_all(_rounds(rng, options, possible(list(children), list(plan.links), list(clocks))))
         tell("no more faults; waiting until all is answered and shown")
-        try:
-            # What has stopped does not get better by waiting; the judge tells what is missing.
-            await (load.stop() if report.problems else load.settle(max(_SETTLE_SECONDS, options.flow_seconds)))
-        except LoadStoppedError as error:
-            report.problems.append(str(error))
-        for number, gateway in enumerate(gateways, 1):
+        await run.end()
+        for number, gateway in enumerate(plan.gateways, 1):
             load.history.readings[f"gateway-{number}"] = await load.read_back(gateway, token_for)
         report.verdict = judge(load.history)
+    for failure in failures:  # no fault is a reason: an error is a bug of ours
+        run.watch.stopped(failure)
+    report.verdict.add(run.watch.judge())  # now that no gateway notes anything more
     report.seconds = time.monotonic() - begin
     return report
 
 
-async def _break_all(
-    faults: Sequence[Fault], options: Options, report: Report, load: Load, hands: Hands, begin: float, tell: Tell
-) -> None:
-    """Do faults one after the other until time or faults are over, or one of them breaks the run."""
-    end = time.monotonic() + options.seconds
-    for fault in faults:
-        if not options.faults and time.monotonic() >= end:
+def _rounds(rng: random.Random, options: Options, targets: dict[Kind, list[str]]) -> list[tuple[Fault, ...]]:
+    if options.only:
+        targets = {kind: targets[kind] for kind in options.only if kind in targets}
+    if options.only_on:
+        targets = {kind: [name for name in names if name in options.only_on] for kind, names in targets.items()}
+    targets = {kind: names for kind, names in targets.items() if names}
+    return overlap(rng, draw(rng, targets, options.faults or _PLENTY)) if targets else []
+
+
+class _Run:
+    """Faults until time or they are over, or something does not go on."""
+
+    def __init__(self, options: Options, report: Report, load: Load, hands: Hands, watch: Watch, begin: float, tell: Tell) -> None:
+        self._options = options
+        self._report = report
+        self._load = load
+        self._hands = hands
+        self.watch = watch
+        self._begin = begin
+        self._tell = tell
+        self._stopped = False
+
+    async def break_all(self, rounds: Sequence[tuple[Fault, ...]]) -> None:
+        """Do round after round."""
+        end = time.monotonic() + self._options.seconds
+        for faults in rounds:
+            if not self._options.faults and time.monotonic() >= end:
+                return
+            try:
+                await self._break(faults)
+                await self._hands.wait_whole()
+                self.watch.resumed()
+            except (LoadStoppedError, NotBackError) as error:
+                self._stopped = True
+                self.watch.stopped(f"after {_named(faults)}: {error}")
+                self._tell(f"STOPPED: {error}")
+                return
+            except NotProvenError as error:
+                self._report.problems.append(f"{_named(faults)}: {error}")
+                self._tell(f"FAILED: {error}")
+                return
+
+    async def _break(self, faults: tuple[Fault, ...]) -> None:
+        """Do one fault, or several at once, until all devices have their answers again."""
+        await asyncio.sleep(faults[0].pause_seconds)
+        is_outage = await self.watch.begin(faults)
+        meanwhile = self.watch.flow_meanwhile if is_outage else _nothing
+        at = time.monotonic() - self._begin
+
+        async def do(number: int, fault: Fault) -> str:
+            if number:
+                await asyncio.sleep(fault.pause_seconds)
+            return await self._hands.do(fault, meanwhile)
+
+        # Each is healed, whatever becomes of the other.
+        proofs = await asyncio.gather(*(do(number, fault) for number, fault in enumerate(faults)), return_exceptions=True)
+        for proof in proofs:
+            if isinstance(proof, BaseException):
+                raise proof
+        healed = time.monotonic()
+        try:
+            await self._load.wait_flowing(self._options.flow_seconds)
+        finally:
+            flowed = time.monotonic() - healed
+            for fault, proof in zip(faults, proofs, strict=True):
+                others = _named([other for other in faults if other is not fault])
+                done = Done(
+                    fault.kind.value, fault.target, round(at, 1), round(fault.seconds, 1), str(proof), round(flowed, 1), others
+                )
+                self._report.done.append(done)
+                together = f", with {others}" if others else ""
+                self._tell(f"{at:6.1f} s  {done.kind} {done.target} {done.seconds:g} s{together}: {proof}")
+                if fault.kind in (Kind.CLOCK_AHEAD, Kind.CLOCK_BEHIND):
+                    self.watch.jumped()
+            self._tell(f"          flowed after {flowed:.1f} s, {self._load.answered} answered")
+        await self.watch.end()
+
+    async def end(self) -> None:
+        """Let all be answered and shown; what has stopped does not get better by waiting: the judge tells what is missing."""
+        if self._stopped:
+            await self._load.stop()
             return
         try:
-            await _break(fault, options, report, load, hands, begin, tell)
-            await hands.wait_whole()
-        except (LoadStoppedError, NotProvenError) as error:
-            report.problems.append(f"{fault.kind} {fault.target}: {error}")
-            tell(f"FAILED: {error}")
-            return
+            await self._load.settle(max(_SETTLE_SECONDS, self._options.flow_seconds))
+        except LoadStoppedError as error:
+            self.watch.stopped(f"at the end: {error}")
 
 
-async def _break(fault: Fault, options: Options, report: Report, load: Load, hands: Hands, begin: float, tell: Tell) -> None:
-    await asyncio.sleep(fault.pause_seconds)
-    at = time.monotonic() - begin
-    proof = await hands.do(fault)
-    healed = time.monotonic()
-    try:
-        await load.wait_flowing(options.flow_seconds)
-    finally:
-        flowed = time.monotonic() - healed
-        done = Done(fault.kind.value, fault.target, round(at, 1), round(fault.seconds, 1), proof, round(flowed, 1))
-        report.done.append(done)
-        told = f"{at:6.1f} s  {done.kind} {done.target} {done.seconds:g} s: {proof}"
-        tell(f"{told}; flowed after {flowed:.1f} s, {load.answered} answered")
+def _named(faults: Sequence[Fault]) -> str:
+    return " and ".join(f"{fault.kind} {fault.target}" for fault in faults)
 
 
-async def _with_links(
-    options: Options, environ: Mapping[str, str], started: Mapping[str, Started], stack: AsyncExitStack
-) -> tuple[Topology, dict[str, Link], list[str]]:
-    """Lay a link before each server that others connect to; return the cluster that uses them, and where devices connect."""
-    links: dict[str, Link] = {}
-
-    async def link(name: str, upstream: str) -> str:
-        links[name] = await stack.enter_async_context(open_link(name, upstream))
-        return links[name].address
-
-    names = [f"gateway-{n}" for n in range(1, options.gateways + 1)] + [f"store-{n}" for n in range(1, options.stores + 1)]
-    ports = free_ports(_HOST, [f"{name}{what}" for name in names for what in ("", "/devices")], random.Random())
-    own: dict[str, dict[str, str]] = {}
-    gateways = []
-    for name in names:
-        internal = f"{_HOST}:{ports[name]}"
-        own[name] = {"PARLEY_INTERNAL_LISTEN": internal, "PARLEY_INTERNAL_ADVERTISE_ADDRESS": await link(f"to-{name}", internal)}
-        if name.startswith("gateway"):
-            public = f"{_HOST}:{ports[f'{name}/devices']}"
-            gateways.append(await link(f"devices-to-{name}", public))
-            own[name] |= {"PARLEY_GATEWAY_LISTEN": public, "PARLEY_GATEWAY_ADVERTISE_ADDRESS": gateways[-1]}
-    # Kafka's clients go where the brokers say that they are: what a link does to them, stopping a broker does.
-    linked = {
-        "PARLEY_CQL_HOSTS": await link("to-scylladb", started["scylladb"].address),
-        "PARLEY_CONSUL_ADDRESS": await link("to-consul", started["consul"].address),
-    }
-    topology = Topology(
-        f"{_HOST}:0", options.gateways, options.stores, options.routers, {**environ, **linked}, own, options.modules
-    )
-    return topology, links, gateways
+async def _nothing() -> None:
+    """Let a fault last for its time."""

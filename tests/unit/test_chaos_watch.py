@@ -1,0 +1,91 @@
+"""What a run notes beside what devices record, and which faults nobody may notice."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from chassis.registry import Epoch
+from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, SlotEpochs
+from parley.log.v1.records_pb2 import EventRecord
+from parley_chaos.load import LoadStoppedError
+from parley_chaos.notes import Notes, _Fingerprints, _taken
+from parley_chaos.plan import Fault, Kind
+from parley_chaos.watch import Watch, _is_outage
+from parley_checker.guarantees import Guarantee
+from parley_protocol.slots import fingerprint, slot_of
+
+COUNT = 16
+SLOTS: Any = SimpleNamespace(count=COUNT, slot_of=lambda user: slot_of(user, COUNT))
+HELD = {slot: Epoch("mine", slot) for slot in range(8)}
+WHOLE = {slot: Epoch("mine", slot) for slot in range(COUNT)}
+
+
+def taken(request: DeliverRequest, held: dict[int, Epoch], refused: set[int] = frozenset()) -> list[tuple[int, bool]]:  # type: ignore[assignment]
+    return list(_taken(request, set(refused), held, SLOTS, _Fingerprints()))
+
+
+def stamped(session: str, *slots: int) -> DeliverRequest:
+    return DeliverRequest(epochs=[SlotEpochs(session_id=session, slots=slots, lock_indexes=slots)])
+
+
+def test_slots_under_the_own_epoch_are_right_and_others_are_not() -> None:
+    assert taken(stamped("mine", 1, 2), HELD) == [(1, True), (2, True)]
+    assert taken(stamped("another's", 1), HELD) == [(1, False)]
+    assert taken(stamped("mine", 9), HELD) == [(9, False)]
+
+
+def test_what_was_refused_was_not_taken() -> None:
+    assert taken(stamped("another's", 1), HELD, {1}) == []
+
+
+def test_all_slots_at_once_are_right_under_their_fingerprint() -> None:
+    request = DeliverRequest(all_slots=fingerprint(WHOLE))
+    assert taken(request, WHOLE) == [(-1, True)]
+    assert taken(request, {**WHOLE, 3: Epoch("mine", 99)}) == [(-1, False)]
+
+
+def test_a_recipient_without_his_slots_epoch_is_wrong() -> None:
+    request = DeliverRequest(events=[EventRecord(recipients=["alice"])])
+    assert taken(request, WHOLE) == [(SLOTS.slot_of("alice"), False)]
+
+
+def watch(tmp_path: Path) -> Watch:
+    return Watch(cast(Any, SimpleNamespace(devices=[])), {}, tmp_path)
+
+
+def test_notes_of_all_processes_are_judged(tmp_path: Path) -> None:
+    good, bad = Notes(1, frames=10), Notes(2, frames=5, foreign=25, stories=["a story"] * 20)
+    for notes in (good, bad):
+        (tmp_path / f"{notes.pid}.json").write_text(json.dumps(asdict(notes)))
+    verdict = watch(tmp_path).judge()
+    assert verdict.judged[Guarantee.EPOCHS] == 15
+    assert verdict.broken[Guarantee.EPOCHS] == 25
+    assert not verdict.kept
+
+
+async def test_no_answers_while_consul_is_away_break_g15(tmp_path: Path) -> None:
+    async def stops(_seconds: float) -> None:
+        raise LoadStoppedError("nobody has answers")
+
+    judging = Watch(cast(Any, SimpleNamespace(devices=[], wait_flowing=stops)), {}, tmp_path)
+    await judging.flow_meanwhile()
+    assert judging.verdict.broken[Guarantee.REGISTRY] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "outage"),
+    [
+        (Kind.STOP_ENGINE, "consul", True),
+        (Kind.FORGET, "consul", True),
+        (Kind.BLACKHOLE, "router-1-to-consul", True),
+        (Kind.DELAY, "router-1-to-consul", False),  # slow is not away
+        (Kind.BLACKHOLE, "gateway-1-to-consul", False),  # its slots go to others
+        (Kind.STOP_ENGINE, "kafka", False),
+    ],
+)
+def test_an_outage_is_consul_away_from_all_or_from_those_without_devices(kind: Kind, target: str, outage: bool) -> None:
+    assert _is_outage(Fault(kind, target, 0.0, 1.0)) is outage
