@@ -1,7 +1,6 @@
 """Services that are broken on purpose, one rule each: chaos has to find out which guarantee that costs."""
 
 import asyncio
-import random
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -66,31 +65,19 @@ def _end_slots_with_the_session() -> None:
     Ownership._hold = hold_and_end  # type: ignore[method-assign]
 
 
-def _never_connect_again() -> None:
-    """G21: a router's link to a gateway ends for good with its first stream."""
-    from services.router.links import GatewayLink
+def _never_try_again() -> None:
+    """G21: a store takes up no batch again that failed, so its partition stands still."""
+    from chassis.eventlog_kafka_consumer import KafkaConsumer
 
-    class EndedError(BaseException):
-        """Ends the loop where it would begin another stream."""
+    def retry(self: KafkaConsumer, batch: LogBatch) -> None:
+        """Forget it."""
 
-    run = GatewayLink.run
-
-    async def run_once(self: GatewayLink, metrics: Any, rng: random.Random) -> None:
-        class Rng(random.Random):
-            def uniform(self, a: float, b: float) -> float:
-                raise EndedError
-
-        try:
-            await run(self, metrics, Rng())
-        except EndedError:
-            await asyncio.Event().wait()
-
-    GatewayLink.run = run_once  # type: ignore[method-assign]
+    KafkaConsumer.retry = retry  # type: ignore[method-assign]
 
 
 BROKEN: Final = {
     "offset-before-write": Broken("store", _commit_before_writing),
     "any-epoch": Broken("gateway", _take_any_epoch),
     "slots-end-with-session": Broken("gateway", _end_slots_with_the_session),
-    "never-reconnect": Broken("router", _never_connect_again),
+    "never-again": Broken("store", _never_try_again),
 }
