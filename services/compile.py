@@ -24,7 +24,7 @@ SOURCES = ("libs/chassis", "libs/parley", "libs/parley_protocol", "services")
 GROUP = "parley"
 # Pure ones alone: mypyc's coroutines are cancelled somewhat differently, which the simulation noticed.
 MODULES = {
-    "libs": ("chassis.rate", "parley_protocol.frames", "parley_protocol.ids", "parley_protocol.limits"),
+    "libs": ("chassis.rate", "chassis.timeline_pending", "parley_protocol.frames", "parley_protocol.ids", "parley_protocol.limits"),
     "": (
         *("services.store." + name for name in ("actions", "decide", "encoding", "membership")),
         *("services.store." + name for name in ("recent", "rows", "seen_keys", "state")),

@@ -69,6 +69,7 @@ MAY_IMPORT = {
 PURE = [
     "libs/chassis/rate.py",
     "libs/chassis/timeline_cql_grouping.py",
+    "libs/chassis/timeline_pending.py",
     "libs/parley_checker/*.py",
     "libs/parley_cli/chat_commands.py",
     "libs/parley_cli/rendering.py",

@@ -4,7 +4,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,9 @@ from chassis.clock import Clock
 from chassis.eventlog_sqlite import COMMIT_INTERVAL_SECONDS, SqliteLog, open_sqlite_log
 from chassis.executor import InlineExecutor, ThreadExecutor
 from chassis.registry_memory import MemoryRegistry
-from chassis.sqlite import SqliteDatabase, Synchronous, memory_connection, open_memory_database, open_sqlite_database
+from chassis.sqlite import SqliteDatabase, StorageError, Synchronous, memory_connection, open_memory_database, open_sqlite_database
+from chassis.sqlite_write_behind import WriteBehind
+from chassis.tasks import open_tasks
 from chassis.timeline_sqlite import SqliteTimeline, open_sqlite_timeline
 
 COMMANDS_FILE: Final = "commands.db"  # what must survive power loss
@@ -84,12 +86,18 @@ async def open_embedded_engines(
 ) -> AsyncIterator[EmbeddedEngines]:
     """Open the engines on a folder, created if it is not there, or in memory (None: gone when closed).
 
-    In a folder all work is done on four threads; in memory all is done in place, so that it runs on any loop, also on virtual
-    time. Raises DataFolderError, StorageError, LogUnavailableError, TimelineUnavailableError.
+    In a folder all work is done on four threads, and the tables get what is written every `commit_interval_seconds`; in memory
+    all is done in place and at once, so that it runs on any loop, also on virtual time. Raises DataFolderError, StorageError,
+    LogUnavailableError, TimelineUnavailableError.
     """
     async with AsyncExitStack() as stack:
+        write_behind = None
         if isinstance(data, Path):
             commands_database, tables_database = await _open_folder(stack, data)
+            write_behind = WriteBehind(tables_database, commit_interval_seconds)
+            tasks = await stack.enter_async_context(open_tasks("embedded"))
+            tasks.spawn(write_behind.run(), name="write behind")
+            stack.push_async_callback(_settled, write_behind)
         else:
             if data is None:
                 data = MemoryDisk()
@@ -102,12 +110,18 @@ async def open_embedded_engines(
                 topics=topics,
                 durable_topics=durable_topics,
                 clock=clock,
+                write_behind=write_behind,
                 commit_interval_seconds=commit_interval_seconds,
                 retention_days=retention_days,
             )
         )
-        timeline = await stack.enter_async_context(open_sqlite_timeline(tables_database, tables, clock))
+        timeline = await stack.enter_async_context(open_sqlite_timeline(tables_database, tables, clock, write_behind=write_behind))
         yield EmbeddedEngines(log, timeline, MemoryRegistry())
+
+
+async def _settled(write_behind: WriteBehind) -> None:
+    with suppress(StorageError):  # it has been told: what is not in the tables is applied again
+        await write_behind.settle()
 
 
 async def _open_folder(stack: AsyncExitStack, folder: Path) -> tuple[SqliteDatabase, SqliteDatabase]:

@@ -1,14 +1,15 @@
 """The EventLog in SQLite: what one append hands over is one row, and the tail is read from memory.
 
 Durable topics live in a database that syncs each commit; the others, and the offsets of all consumer groups, live in one that
-does not, beside the tables that consumers write. So after power loss tables, offsets and events are as they were at one earlier
-moment, the commands after the offsets are all there, and applying them again restores the rest. While the tables can't be written
-(a full disk), durable topics take nothing either: their records would be stored and never answered.
+does not, beside the tables that consumers write, and may get there a moment later together with those. So after power loss (or a
+kill) tables, offsets and events are as they were at one earlier moment, the commands after the offsets are all there, and applying
+them again restores the rest. While the tables can't be written (a full disk), durable topics take nothing either: their records
+would be stored and never answered.
 """
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -21,6 +22,7 @@ from chassis.eventlog_sqlite_consumer import SqliteConsumer
 from chassis.eventlog_sqlite_partition import LogPartition
 from chassis.sqlite import SqliteDatabase, StorageError
 from chassis.sqlite_statements import execute_rows, multi_row
+from chassis.sqlite_write_behind import WriteBehind
 from chassis.tasks import open_tasks
 
 COMMIT_INTERVAL_SECONDS: Final = 0.2  # what a crash delivers again, against one small transaction each time
@@ -70,14 +72,18 @@ class SqliteLog:
         offsets: dict[_OffsetKey, int],
         retention_days: Mapping[str, float],
         durable_topics: Collection[str],
+        write_behind: WriteBehind | None,
     ) -> None:
         self._tables = tables
+        self._write_behind = write_behind
         self._durable_topics = durable_topics
         self._clock = clock
         self._epoch = epoch
         self._partitions = partitions
         self._offsets = offsets
         self._dirty: dict[_OffsetKey, int] = {}
+        self._waiting: list[asyncio.Future[None]] = []
+        self._flushed: dict[_OffsetKey, int] = {}  # what a transaction that runs has taken
         self._dirtied = asyncio.Event()
         self._flushing = asyncio.Lock()
         self._flush_failed = False
@@ -146,6 +152,18 @@ class SqliteLog:
             del self._consumers[topic][consumer]
             await self._flush_or_warn()
 
+    async def wait_done(self, topic: str, group: str) -> None:
+        """Wait until a group has done all that the topic holds now."""
+        name = self._engine_topic(topic)
+        ends = {(group, name, partition.number): partition.end for partition in self._partitions_of(topic)}
+        while any(self._offsets.get(key, 0) < end for key, end in ends.items()):
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            try:
+                await future
+            finally:
+                self._waiting.remove(future)
+
     async def trim(self) -> None:
         """Delete what is older than its topic's retention and done by all groups. Raises LogUnavailableError."""
         try:
@@ -176,18 +194,37 @@ class SqliteLog:
         if next_offset > self._offsets.get(key, -1):
             self._offsets[key] = self._dirty[key] = next_offset
             self._dirtied.set()
+            if self._write_behind is not None:
+                self._write_behind.mark(self, 0)
+            for future in self._waiting:
+                if not future.done():
+                    future.set_result(None)
+
+    def take(self) -> tuple[int, Callable[[sqlite3.Connection], None]]:
+        """See `chassis.sqlite_write_behind.Part`: offsets are written together with all that was written before they moved."""
+        self._flushed, self._dirty = self._dirty, {}
+        rows = [value for key, next_offset in self._flushed.items() for value in (*key, next_offset)]
+        return len(self._flushed), lambda connection: execute_rows(connection, _COMMIT_OFFSETS, rows, 4)
+
+    def on_written(self) -> None:
+        self._flushed = {}
+
+    def on_failed(self) -> None:
+        self._dirty = self._flushed | self._dirty
 
     async def _flush(self) -> None:
+        if self._write_behind is not None:
+            await self._write_behind.settle()
+            return
         async with self._flushing:  # who leaves must not miss what another flush has in its hands
-            dirty, self._dirty = self._dirty, {}
             self._dirtied.clear()
-            if not dirty:
+            count, execute = self.take()
+            if not count:
                 return
-            rows = [value for key, next_offset in dirty.items() for value in (*key, next_offset)]
             try:
-                await self._tables.write(lambda connection: execute_rows(connection, _COMMIT_OFFSETS, rows, 4), rows=len(rows))
+                await self._tables.write(execute, rows=count)
             except BaseException:
-                self._dirty = dirty | self._dirty
+                self.on_failed()
                 self._dirtied.set()
                 raise
 
@@ -228,13 +265,15 @@ async def open_sqlite_log(
     topics: Mapping[str, int],
     durable_topics: Collection[str],
     clock: Clock,
+    write_behind: WriteBehind | None = None,
     commit_interval_seconds: float = COMMIT_INTERVAL_SECONDS,
     retention_days: Mapping[str, float] | None = None,
     trim_interval_seconds: float = TRIM_INTERVAL_SECONDS,
 ) -> AsyncIterator[SqliteLog]:
     """Open the log; topics that do not exist are created with the given number of partitions.
 
-    `durable_topics` are kept in `commands`, the others and all consumer offsets in `tables`. Raises LogUnavailableError: the
+    `durable_topics` are kept in `commands`, the others and all consumer offsets in `tables`, by way of `write_behind` if there is
+    one. Raises LogUnavailableError: the
     databases can't be used, or do not belong together. Raises LogSetupError: they hold a topic with another number of partitions.
     """
     durable = {topic: count for topic, count in topics.items() if topic in durable_topics}
@@ -244,10 +283,10 @@ async def open_sqlite_log(
         epoch = await commands.write(_begin_epoch)
         tables_are_new = await tables.write(_prepare)
         partitions: dict[str, Sequence[LogPartition]] = {}
-        for database, declared in ((commands, durable), (tables, volatile)):
+        for database, declared, behind in ((commands, durable, None), (tables, volatile, write_behind)):
             for topic, count in declared.items():
                 ids = await database.write(partial(_declare, _engine_topic(topic, epoch), count))
-                partitions[topic] = [await LogPartition.load(database, number, log_id) for number, log_id in enumerate(ids)]
+                partitions[topic] = [await LogPartition.load(database, number, log_id, behind) for number, log_id in enumerate(ids)]
         offsets = await tables.read(_read_offsets)
         _check_ends(offsets, ((_engine_topic(topic, epoch), parts) for topic, parts in partitions.items()))
         _check_starts(offsets, ((_engine_topic(topic, epoch), partitions[topic]) for topic in durable), are_new=tables_are_new)
@@ -263,9 +302,11 @@ async def open_sqlite_log(
         offsets=offsets,
         retention_days=kept,
         durable_topics=frozenset(durable),
+        write_behind=write_behind,
     )
     async with open_tasks("sqlite log") as tasks:
-        tasks.spawn(log._run_commits(commit_interval_seconds), name="commit consumer offsets")
+        if write_behind is None:
+            tasks.spawn(log._run_commits(commit_interval_seconds), name="commit consumer offsets")
         tasks.spawn(log._run_retention(trim_interval_seconds), name="retention")
         try:
             yield log

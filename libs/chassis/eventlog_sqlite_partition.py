@@ -8,10 +8,12 @@ import struct
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from chassis.eventlog import LogEntry, LogRecord
 from chassis.sqlite import SqliteDatabase
+from chassis.sqlite_write_behind import WriteBehind
 
 # Newest records kept in memory, so that consumers at the tail cost no read: seconds of full traffic, small beside a process.
 _RING_BYTES: Final = 4 << 20
@@ -34,10 +36,21 @@ class _Batch(NamedTuple):
     memory_bytes: int
 
 
+_LogRow = tuple[int, int, int, bytes]
+
+
 class LogPartition:
     """Appends to one partition and reads it. `end` is the offset after the last record that is visible."""
 
-    def __init__(self, database: SqliteDatabase, number: int, log_id: int, trimmed_offset: int, next_offset: int) -> None:
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        number: int,
+        log_id: int,
+        trimmed_offset: int,
+        next_offset: int,
+        write_behind: WriteBehind | None,
+    ) -> None:
         self.number = number
         self.trimmed_offset = trimmed_offset  # when it was opened: retention had removed all before it
         self.end = next_offset
@@ -47,7 +60,11 @@ class LogPartition:
         self._ring: deque[_Batch] = deque()
         self._ring_bytes = 0
         self._ring_start = next_offset  # every visible record from here on is in the ring
-        self._insert = f"INSERT INTO log_{log_id} VALUES (?, ?, ?, ?)"
+        # OR IGNORE: what was written behind and is written again, because nobody knew, is the same.
+        self._insert = f"INSERT {'OR IGNORE ' if write_behind else ''}INTO log_{log_id} VALUES (?, ?, ?, ?)"
+        self._write_behind = write_behind
+        self._unwritten: list[_LogRow] = []
+        self._writing: list[_LogRow] = []
         self._select = (
             f"SELECT base_offset, record_count, time_ms, records FROM log_{log_id} WHERE base_offset >= "
             f"coalesce((SELECT max(base_offset) FROM log_{log_id} WHERE base_offset <= ?), 0) ORDER BY base_offset"
@@ -62,7 +79,9 @@ class LogPartition:
         )
 
     @classmethod
-    async def load(cls, database: SqliteDatabase, number: int, log_id: int) -> "LogPartition":
+    async def load(
+        cls, database: SqliteDatabase, number: int, log_id: int, write_behind: WriteBehind | None = None
+    ) -> "LogPartition":
         """Open a partition that exists. Raises StorageError."""
 
         def offsets(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -72,7 +91,7 @@ class LogPartition:
             trimmed: int = connection.execute("SELECT next_offset FROM log_partition WHERE id = ?", (log_id,)).fetchone()[0]
             return trimmed, max(trimmed, last[0] if last else 0)
 
-        return cls(database, number, log_id, *await database.read(offsets))
+        return cls(database, number, log_id, *await database.read(offsets), write_behind)
 
     async def append(self, entries: Sequence[LogEntry], time_ms: int, committed: Callable[[], None]) -> None:
         """Append in call order; `committed` is called once the records are visible. Raises StorageError.
@@ -88,17 +107,31 @@ class LogPartition:
             packed = pack(part)
             batches.append(_Batch(base, self._next_offset, records, len(packed) + len(part) * _RECORD_OVERHEAD_BYTES))
             rows.append((base, len(part), time_ms, packed))
-        insert = self._insert
-
-        def execute(connection: sqlite3.Connection) -> None:
-            for row in rows:
-                connection.execute(insert, row)
 
         def show() -> None:
             self._show(batches)
             committed()
 
-        await self._database.write(execute, committed=show, rows=len(batches), single=len(batches) == 1)
+        if self._write_behind is None:
+            execute = partial(_insert, self._insert, rows)
+            await self._database.write(execute, committed=show, rows=len(batches), single=len(batches) == 1)
+        else:
+            self._write_behind.check()
+            self._unwritten += rows
+            self._write_behind.mark(self, sum(batch.memory_bytes for batch in batches))
+            show()
+            await self._write_behind.make_room()
+
+    def take(self) -> tuple[int, Callable[[sqlite3.Connection], None]]:
+        """See `chassis.sqlite_write_behind.Part`."""
+        self._writing, self._unwritten = self._unwritten, []
+        return len(self._writing), partial(_insert, self._insert, self._writing)
+
+    def on_written(self) -> None:
+        self._writing = []
+
+    def on_failed(self) -> None:
+        self._writing, self._unwritten = [], [*self._writing, *self._unwritten]
 
     def _show(self, batches: Sequence[_Batch]) -> None:
         ring = self._ring
@@ -114,6 +147,8 @@ class LogPartition:
     async def read(self, position: int, max_records: int) -> Sequence[LogRecord]:
         """Return the next records from an offset on, at most `max_records`; none if there are none. Raises StorageError."""
         if position < self._ring_start:
+            if self._unwritten or self._writing:
+                await self._settled()
             before = self._ring_start
             records = await self._database.read(lambda connection: self._read_disk(connection, position, max_records))
             if records:
@@ -122,6 +157,11 @@ class LogPartition:
             if position < self._ring_start:  # and memory has moved on while we looked
                 return await self.read(position, max_records)
         return self._read_ring(position, max_records)
+
+    async def _settled(self) -> None:
+        """Let the file have what memory may have let go of."""
+        if self._write_behind is not None:
+            await self._write_behind.settle()
 
     def _read_ring(self, position: int, max_records: int) -> Sequence[LogRecord]:
         ring = self._ring
@@ -170,6 +210,11 @@ class LogPartition:
             connection.execute(f"DELETE FROM log_{self._id} WHERE base_offset <= ?", (old[-1][0],))
             connection.execute("UPDATE log_partition SET next_offset = max(next_offset, ?) WHERE id = ?", (old[-1][1], self._id))
         return len(old)
+
+
+def _insert(statement: str, rows: Sequence[_LogRow], connection: sqlite3.Connection) -> None:
+    for row in rows:
+        connection.execute(statement, row)
 
 
 def _end_offset(batch: _Batch) -> int:

@@ -1,8 +1,11 @@
-"""The Timeline in SQLite: a table a table, one transaction a write, one statement for up to 64 rows or partitions."""
+"""The Timeline in SQLite: a table a table, one statement for up to 64 rows or partitions.
+
+A write is a transaction, or (write behind) it takes part in the file's next one, and reads join what waits with what the file has.
+"""
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeVar
@@ -12,8 +15,10 @@ import structlog
 from chassis.clock import Clock
 from chassis.sqlite import PROMPT_ROWS, SqliteDatabase, StorageError
 from chassis.sqlite_statements import STATEMENT_ROWS, execute_rows, multi_row, padded, sized
+from chassis.sqlite_write_behind import WriteBehind
 from chassis.tasks import open_tasks
 from chassis.timeline import Cell, Point, Row, TimelineUnavailableError
+from chassis.timeline_pending import PendingRows, Table, merged
 
 T = TypeVar("T")
 
@@ -49,14 +54,14 @@ class _Table:
         self.points = multi_row(
             "WITH wanted (p, k) AS (VALUES",
             "(?, ?)",
-            f") SELECT partition, key, value FROM wanted CROSS JOIN {table} ON partition = p AND key = k",
+            f") SELECT partition, key, value, stamp FROM wanted CROSS JOIN {table} ON partition = p AND key = k",
         )
         self.partitions = multi_row(
-            f"SELECT partition, key, value FROM {table} WHERE partition IN (VALUES", "(?)", ") ORDER BY partition, key"
+            f"SELECT partition, key, value, stamp FROM {table} WHERE partition IN (VALUES", "(?)", ") ORDER BY partition, key"
         )
-        limited = f"SELECT * FROM (SELECT partition, key, value FROM {table} WHERE partition = ? ORDER BY key LIMIT ?)"
+        limited = f"SELECT * FROM (SELECT partition, key, value, stamp FROM {table} WHERE partition = ? ORDER BY key LIMIT ?)"
         self.limited = multi_row("", limited, separator=" UNION ALL ")
-        between = f"SELECT key, value FROM {table} WHERE partition = ? AND key BETWEEN ? AND ? ORDER BY key"
+        between = f"SELECT key, value, stamp FROM {table} WHERE partition = ? AND key BETWEEN ? AND ? ORDER BY key"
         self.ascending, self.descending = f"{between} LIMIT ?", f"{between} DESC LIMIT ?"
         self.sweep_end = (
             f"SELECT partition, key FROM {table} WHERE (partition, key) > (?, ?)"
@@ -67,72 +72,110 @@ class _Table:
 
 
 class SqliteTimeline:
-    """See `chassis.timeline.Timeline`; opened by `open_sqlite_timeline`. Here a whole `write` is one transaction."""
+    """See `chassis.timeline.Timeline`; opened by `open_sqlite_timeline`. Here a whole `write` is in one transaction."""
 
-    def __init__(self, database: SqliteDatabase, tables: Mapping[str, _Table], expiring: set[str], clock: Clock) -> None:
+    def __init__(
+        self,
+        database: SqliteDatabase,
+        tables: Mapping[str, _Table],
+        expiring: set[str],
+        clock: Clock,
+        write_behind: WriteBehind | None,
+    ) -> None:
         self._database = database
         self._tables = tables
         self._expiring = expiring  # tables with rows that may expire; the others need no sweep
         self._clock = clock
+        self._write_behind = write_behind
+        self._pending = PendingRows()
 
     async def write(self, rows: Sequence[Row]) -> None:
         if not rows:
             return
-        parameters: dict[str, list[object]] = {}
-        expiring: set[str] = set()
-        now_ms = self._clock.wall_ms()
-        for table, partition, key, value, stamp, ttl_seconds in rows:
-            expires_ms = 0
-            if ttl_seconds:
-                expires_ms = now_ms + 1_000 * ttl_seconds
-                expiring.add(table)
-            parameters.setdefault(table, []).extend((partition, key, stamp, expires_ms, value))
-        upserts = [(self._table(table).upsert, values) for table, values in parameters.items()]
-        news = sorted(expiring - self._expiring)
-
-        def execute(connection: sqlite3.Connection) -> None:
-            for table in news:
-                connection.execute("INSERT OR IGNORE INTO expiring_table VALUES (?)", (table,))
-            for upsert, values in upserts:
-                execute_rows(connection, upsert, values, 5)
-
+        for table in {row.table for row in rows}:
+            self._table(table)
+        behind = self._write_behind
         try:
-            await self._database.write(execute, rows=len(rows))
+            if behind is not None:
+                behind.check()
+                behind.mark(self, self._pending.put(rows, self._clock.wall_ms()))
+                await behind.make_room()
+            else:
+                pending = PendingRows()
+                pending.put(rows, self._clock.wall_ms())
+                news = pending.expiring - self._expiring
+                await self._database.write(self._upserting(pending.begin(), news), rows=len(rows))
+                self._expiring.update(news)
         except StorageError as error:
             raise TimelineUnavailableError(str(error)) from error
-        self._expiring.update(news)
+
+    def take(self) -> tuple[int, Callable[[sqlite3.Connection], None]]:
+        """See `chassis.sqlite_write_behind.Part`."""
+        tables = self._pending.begin()
+        count = sum(len(cells) for table in tables.values() for cells in table.values())
+        return count, self._upserting(tables, self._pending.expiring - self._expiring)
+
+    def on_written(self) -> None:
+        self._pending.end()
+        self._expiring.update(self._pending.expiring)
+
+    def on_failed(self) -> None:
+        self._pending.undo()
+
+    def _upserting(self, tables: Mapping[str, Table], news: Iterable[str]) -> Callable[[sqlite3.Connection], None]:
+        def execute(connection: sqlite3.Connection) -> None:
+            for name in sorted(news):
+                connection.execute("INSERT OR IGNORE INTO expiring_table VALUES (?)", (name,))
+            for name, table in tables.items():
+                parameters: list[object] = []
+                for partition in sorted(table):  # neighbours lie on one page
+                    for key, (stamp, expires_ms, value) in table[partition].items():
+                        parameters += (partition, key, stamp, expires_ms, value)
+                execute_rows(connection, self._tables[name].upsert, parameters, 5)
+
+        return execute
 
     async def read_points(self, points: Sequence[Point]) -> Mapping[Point, bytes]:
         wanted: dict[str, list[tuple[str, bytes]]] = {}
         for table, partition, key in points:
             wanted.setdefault(table, []).append((partition, key))
         selects = [(table, self._table(table).points, pairs) for table, pairs in wanted.items()]
+        pending = {point: entry for point in points if (entry := self._pending.entry(*point)) is not None}
 
-        def select(connection: sqlite3.Connection) -> Mapping[Point, bytes]:
+        def select(connection: sqlite3.Connection) -> dict[Point, bytes]:
             found: dict[Point, bytes] = {}
             for table, statements, pairs in selects:
                 for chunk in _chunks(pairs):
                     parameters = [value for pair in padded(chunk) for value in pair]
-                    for partition, key, value in connection.execute(sized(statements, len(chunk)), parameters):
-                        found[Point(table, partition, key)] = value
+                    for partition, key, value, stamp in connection.execute(sized(statements, len(chunk)), parameters):
+                        point = Point(table, partition, key)
+                        entry = pending.get(point)
+                        found[point] = value if entry is None or entry[0] < stamp else entry[2]
             return found
 
-        def select_at_one_moment(connection: sqlite3.Connection) -> Mapping[Point, bytes]:
+        def select_at_one_moment(connection: sqlite3.Connection) -> dict[Point, bytes]:
             connection.execute("BEGIN")  # several statements: a partition's points may stand in two of them
             try:
                 return select(connection)
             finally:
                 connection.execute("COMMIT")
 
+        if not selects:
+            return {}
         if any(len(pairs) > STATEMENT_ROWS for _, _, pairs in selects):
-            return await self._read(select_at_one_moment)
-        return await self._read(select, rows=len(points)) if selects else {}
+            found = await self._read(select_at_one_moment)
+        else:
+            found = await self._read(select, rows=len(points))
+        for point, entry in pending.items():
+            found.setdefault(point, entry[2])
+        return found
 
     async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
         names, statements = list(dict.fromkeys(partitions)), self._table(table)
+        pending = {name: cells for name in names if (cells := self._pending.find(table, name)) is not None}
 
-        def select(connection: sqlite3.Connection) -> Mapping[str, Sequence[Cell]]:
-            found: dict[str, list[Cell]] = {}
+        def select(connection: sqlite3.Connection) -> dict[str, list[tuple[bytes, bytes, int]]]:
+            found: dict[str, list[tuple[bytes, bytes, int]]] = {}
             for chunk in _chunks(names):
                 if limit:
                     parameters: list[object] = [value for name in chunk for value in (name, limit)]
@@ -140,22 +183,26 @@ class SqliteTimeline:
                     cursor = connection.execute(sized(statements.limited, len(chunk)), parameters)
                 else:
                     cursor = connection.execute(sized(statements.partitions, len(chunk)), padded(chunk))
-                for partition, key, value in cursor:
-                    found.setdefault(partition, []).append(Cell(key, value))
+                for partition, key, value, stamp in cursor:
+                    found.setdefault(partition, []).append((key, value, stamp))
             return found
 
-        return await self._read(select) if names else {}
+        stored = await self._read(select) if names else {}
+        return {name: merged(stored.get(name, ()), pending.get(name), limit) for name in names if name in stored or name in pending}
 
     async def read_range(
         self, table: str, partition: str, first_key: bytes, last_key: bytes, limit: int, *, descending: bool = False
     ) -> Sequence[Cell]:
         statements = self._table(table)
         statement = statements.descending if descending else statements.ascending
+        pending = self._pending.find(table, partition)
+        if pending is not None:
+            pending = {key: entry for key, entry in pending.items() if first_key <= key <= last_key}
 
-        def select(connection: sqlite3.Connection) -> Sequence[Cell]:
-            return [Cell(*row) for row in connection.execute(statement, (partition, first_key, last_key, limit))]
+        def select(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, int]]:
+            return connection.execute(statement, (partition, first_key, last_key, limit)).fetchall()
 
-        return await self._read(select, rows=limit)
+        return merged(await self._read(select, rows=limit), pending, limit, descending=descending)
 
     async def sweep(self) -> None:
         """Delete the rows whose time has passed, in small transactions. Raises TimelineUnavailableError."""
@@ -211,7 +258,12 @@ def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 @asynccontextmanager
 async def open_sqlite_timeline(
-    database: SqliteDatabase, tables: Sequence[str], clock: Clock, *, sweep_interval_seconds: float = SWEEP_INTERVAL_SECONDS
+    database: SqliteDatabase,
+    tables: Sequence[str],
+    clock: Clock,
+    *,
+    write_behind: WriteBehind | None = None,
+    sweep_interval_seconds: float = SWEEP_INTERVAL_SECONDS,
 ) -> AsyncIterator[SqliteTimeline]:
     """Open the timeline, creating tables that do not exist. Raises TimelineUnavailableError."""
     declared = {name: _Table(name) for name in tables}
@@ -226,7 +278,7 @@ async def open_sqlite_timeline(
         expiring = await database.write(create)
     except StorageError as error:
         raise TimelineUnavailableError(str(error)) from error
-    timeline = SqliteTimeline(database, declared, expiring & declared.keys(), clock)
+    timeline = SqliteTimeline(database, declared, expiring & declared.keys(), clock, write_behind)
     async with open_tasks("sqlite timeline") as tasks:
         tasks.spawn(timeline._run_sweeps(sweep_interval_seconds), name="expiry")
         yield timeline

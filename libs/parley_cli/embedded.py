@@ -4,11 +4,13 @@ What is opened last is drained first: devices are told to go, what they sent rea
 then the engines. Nothing depends on that order for safety: a process that is killed loses as little.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import grpc.aio
 from prometheus_client import CollectorRegistry
@@ -26,11 +28,13 @@ from services.gateway.tokens import TokenVerifier
 from services.router.app import RouterService, open_router
 from services.router.config import RouterSettings
 from services.store.app import Store, open_store
+from services.store.apply import GROUP
 from services.store.config import StoreSettings
 from services.store.rows import TABLES
 
 # One partition each: one core serves them all, and every batch shares one commit.
 TOPICS = topics(1)
+_CATCH_UP_SECONDS: Final = 2.0  # what a killed server left takes milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ async def open_embedded(
         verifier = open_verifier(settings.gateway, data_dir, clock)
         async with (
             open_services(settings, engines, verifier=verifier, clock=clock, metrics=metrics, rng=rng) as services,
+            _applied(engines),
             open_server(
                 bind=settings.gateway.listen,
                 register=services.gateway.register_public,
@@ -144,6 +149,15 @@ async def open_embedded(
             finally:
                 readiness.report(PROCESS, "draining")
                 await services.gateway.drain()
+
+
+@asynccontextmanager
+async def _applied(engines: EmbeddedEngines) -> AsyncIterator[None]:
+    """First apply again what a killed server had in the log, and its tables not yet: who was told of it finds it there."""
+    with suppress(TimeoutError):  # a long way behind, or stopped: then reads go on without
+        async with asyncio.timeout(_CATCH_UP_SECONDS):
+            await engines.log.wait_done(COMMANDS, GROUP)
+    yield
 
 
 @asynccontextmanager

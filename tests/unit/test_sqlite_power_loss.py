@@ -59,6 +59,8 @@ async def apply(engines: EmbeddedEngines, until: int, rng: Random) -> None:
             await engines.timeline.write([Row(*STATE, b"%d" % stamp, stamp)])
             await engines.log.append("events", 0, [LogEntry(b"c", b"%d" % record.offset) for record in batch.records])
             consumer.done(batch)
+            if rng.random() < 0.5:
+                await engines.log._flush()  # a transaction of the tables: else all would be one
 
 
 async def look(engines: EmbeddedEngines, group: str) -> Mapping[str, int]:
