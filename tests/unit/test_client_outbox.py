@@ -1,6 +1,6 @@
 """The client's outbox: numbers, order, holds, resends, and what survives a broken stream."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parley_client.outbox_state import LOOK_AFTER_MS, RESEND_SECONDS, Cancel, OutboxState, Pending, Run
@@ -253,6 +253,7 @@ class Gateway:
         return None
 
 
+@settings(deadline=None)  # how long an example takes says who else uses the machine
 @given(st.data())
 def test_whatever_is_refused_lost_or_cut_each_conversation_is_stored_in_the_order_of_the_calls(data: st.DataObject):
     """Outcomes may be late, lost, alone or with their stream, or refusals: at the end all is stored once, in order."""
