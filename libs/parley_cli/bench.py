@@ -242,6 +242,44 @@ def timeline(hosts: str, sizes: str, callers: int, seconds: float, engine_pid: i
         raise SetupError(str(error)) from error
 
 
+@bench.command(short_help="A process of a cluster is killed: how long its users feel it.")
+@click.option("--users", type=_POSITIVE, default=200, show_default=True, help="Devices, each of a user of its own.")
+@click.option(
+    "--kill",
+    "role",
+    type=click.Choice(["gateway", "store", "router"]),
+    default="gateway",
+    show_default=True,
+    help="The first such.",
+)
+@click.option(
+    "--rate", type=click.FloatRange(min=0.1), default=50, show_default=True, help="Messages a second meanwhile, to all in turn."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=10, show_default=True, help="How long to go on after the kill, at least."
+)
+@click.option("--patience", type=click.FloatRange(min=1), default=120, show_default=True, help="... and at most, in seconds.")
+@target_options
+def recovery(
+    users: int, role: str, rate: float, seconds: float, patience: float, server: str, data_dir: Path | None, as_json: bool
+) -> None:
+    """Kill a process of a running cluster with SIGKILL, under its users.
+
+    back_ms runs from the kill until a device that was cut off has caught up, delivery_latency_ms from when a message was due
+    until its recipient shows it, those of the outage included. Exit code 1 if a user is not back or a message was lost or got no
+    answer.
+    """
+    from parley_cli.bench_recovery import RecoveryLoad, measure_recovery
+    from parley_cli.failures import SetupError
+
+    if not server or data_dir is None:
+        raise SetupError("--server and --data are needed: of a running `parley up --distributed`.")
+    load = RecoveryLoad(users, role, rate, seconds, patience)
+    result = _measure(lambda target: measure_recovery(target, data_dir, load), server, data_dir, as_json)
+    if result["not_back"] or result["lost"] or result["unanswered"]:
+        raise click.exceptions.Exit(1)
+
+
 @bench.command(short_help="Records in Kafka.")
 @click.option(
     "--servers", required=True, metavar="A:P,...", help="Brokers to begin with; `parley engines status` tells a local one."

@@ -29,6 +29,22 @@ def test_bench_splits_cpu_by_process(cluster: ClusterProcess) -> None:
     assert set(parts) == {"gateway-1", "gateway-2", "router-1", "store-1", "kafka", "scylladb", "consul", "supervisor"}
 
 
+@pytest.mark.parametrize(("role", "most_seconds"), [("gateway", 20.0), ("store", 15.0), ("router", 15.0)])
+def test_what_is_killed_is_felt_for_so_long_at_most(cluster: ClusterProcess, role: str, most_seconds: float) -> None:
+    """A killed gateway's users are back and caught up within that, and no message is later; `docs/performance.md` has figures."""
+    before = {name: process.pid for name, process in cluster.processes().items()}
+    options = ["--users", "100", "--kill", role, "--rate", "20", "--seconds", "3", "--json"]
+    code, out, error = cluster.run("bench", "recovery", *options)
+    assert code == 0, out + error
+    result = json.loads(out)
+    cluster.wait_back(result["killed"], before[result["killed"]])
+    assert (result["not_back"], result["lost"], result["unanswered"]) == (0, 0, 0)
+    assert (result["cut"] > 20) == (role == "gateway")
+    if role == "gateway":
+        assert result["back_ms"]["max"] < 1e3 * most_seconds
+    assert 0 < result["delivery_latency_ms"]["max"] < 1e3 * most_seconds
+
+
 def test_users_talk_through_any_gateway_and_all_ends_in_order(cluster: ClusterProcess) -> None:
     """Ctrl-C drains all of it in bounded time, and nothing stays behind; engines that ran before go on."""
     gateways = cluster.address.split(",")
