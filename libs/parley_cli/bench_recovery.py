@@ -33,7 +33,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # else all would share one connection
     # A shared connection is not thrown away by the device that sees it fail, so it tries again by itself, soon.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    (
+        "grpc.min_reconnect_backoff_ms",
+        5_000,
+    ),  # what a connection may take to come about; a refused one is tried again after the others
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 
@@ -74,7 +77,8 @@ class _User:
         with self.client.changes() as notices:
             async for notice in notices:
                 if isinstance(notice, CaughtUp):
-                    self.back_at = time.monotonic()
+                    if self.cut_at and not self.back_at:  # moved on later, to a gateway that is back itself, it was not away again
+                        self.back_at = time.monotonic()
                     self.back.set()
                 elif isinstance(notice, ConnectionChanged) and notice.state is not ConnectionState.CONNECTED and self.back.is_set():
                     self.back.clear()
@@ -210,7 +214,7 @@ def _victim(data_dir: Path, role: str) -> RunningProcess:
 
 def _result(victim: RunningProcess, killed_at: float, users: Sequence[_User], messages: Sequence[_Message]) -> dict[str, Any]:
     cut = [user for user in users if user.cut_at]
-    away = [user.back_at - killed_at for user in cut if user.back.is_set()]
+    away = [user.back_at - killed_at for user in cut if user.back_at]
     return {
         "killed": victim.name,
         "users": len(users),

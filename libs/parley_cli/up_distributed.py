@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import click
 from pydantic_settings import BaseSettings
@@ -14,17 +16,21 @@ from chassis.engines import ALL_ENGINES
 from chassis.first_of import first_of
 from chassis.logs import configure_logging
 from chassis.process_config import InternalSettings, ProcessSettings
+from parley_cli.certificates import CertificateFilesError, has_authority, make_authority, make_leaves
 from parley_cli.failures import CommandError, SetupError
 from parley_cli.up import announcement
 from parley_cluster.cluster import ENGINES_FOLDER, engine_settings, open_cluster, prepare, public_key_file, running_engines
 from parley_cluster.supervisor import ProcessFailedError
-from parley_cluster.topology import Topology
+from parley_cluster.topology import DRAIN_ORDER, Topology
 from parley_engines.errors import EngineError
 from parley_engines.native import engines_of
 from services.gateway.config import GatewaySettings
 from services.gateway.keys import KeyFileError
 from services.router.config import RouterSettings
 from services.store.config import StoreSettings
+
+CERTIFICATES_FOLDER: Final = "certs"
+_CERTIFIED_FOR: Final = timedelta(days=365)  # longer than anybody lets it run
 
 SETTINGS: tuple[type[BaseSettings], ...] = (
     ProcessSettings, InternalSettings, *ALL_ENGINES, GatewaySettings, StoreSettings, RouterSettings,
@@ -54,7 +60,8 @@ def run_distributed(
         with running_engines(engines_of(engines_dir or data_dir / ENGINES_FOLDER, _tell, leashed=True)) as engines:
             environ |= engine_settings(engines)
             prepare(environ)
-            topology = Topology(gateway.listen, gateways, stores, routers, environ)
+            roles = {} if "PARLEY_INTERNAL_TLS_CA_FILE" in environ else _certificates(data_dir / CERTIFICATES_FOLDER)
+            topology = Topology(gateway.listen, gateways, stores, routers, environ, of_role=roles)
 
             async def serve(stop: Stop) -> None:
                 async with open_cluster(topology, data_dir, engines, lambda name, line: _pass_on(name, line, process)) as cluster:
@@ -64,12 +71,27 @@ def run_distributed(
                     click.echo("stopping")
 
             run(serve)
-    except (DataFolderError, KeyFileError, ProcessFailedError) as error:
+    except (CertificateFilesError, DataFolderError, KeyFileError, ProcessFailedError) as error:
         raise SetupError(f"{error}.") from error
     except OSError as error:
         raise SetupError(f"the data folder {data_dir} can't be used: {error.strerror}.") from error
     except EngineError as error:
         raise CommandError(f"{error}.") from error
+
+
+def _certificates(folder: Path) -> dict[str, dict[str, str]]:
+    """Make certificates for the services, anew at each start, and return each role's settings for them."""
+    if not has_authority(folder):
+        make_authority(folder)
+    make_leaves(folder, _CERTIFIED_FOR, DRAIN_ORDER, replace=True)
+    return {
+        role: {
+            "PARLEY_INTERNAL_TLS_CA_FILE": str(folder / "ca.pem"),
+            "PARLEY_INTERNAL_TLS_CERTIFICATE_FILE": str(folder / f"{role}.pem"),
+            "PARLEY_INTERNAL_TLS_KEY_FILE": str(folder / f"{role}-key.pem"),
+        }
+        for role in DRAIN_ORDER
+    }
 
 
 def _tell(line: str) -> None:

@@ -11,20 +11,27 @@ _MAX_STEPS: Final = 20  # keeps the power small; the cap is reached before
 
 
 class Backoff:
-    """Waits drawn from [0, min(cap, base * 1.5^n]): full jitter spreads a crowd that lost the same server at the same moment."""
+    """Waits drawn from [0, min(cap, base * 1.5^n)]: full jitter spreads a crowd that lost the same server at the same moment.
+
+    Nor is one longer than all before it together, and base: who drew many short ones is not late for it, an outage at most doubles.
+    """
 
     def __init__(self, rng: random.Random, *, base_seconds: float = BASE_SECONDS, cap_seconds: float = CAP_SECONDS) -> None:
         self._rng = rng
         self._base_seconds = base_seconds
         self._cap_seconds = cap_seconds
         self._failures = 0
+        self._waited_seconds = 0.0
 
     def next_delay(self, at_least_seconds: float = 0.0) -> float:
         """Return seconds to wait after one more failure: what the server asked for, and the jitter on top."""
-        ceiling = min(self._cap_seconds, self._base_seconds * GROWTH ** min(self._failures, _MAX_STEPS))
+        steps = self._base_seconds * GROWTH ** min(self._failures, _MAX_STEPS)
+        delay = at_least_seconds + self._rng.uniform(0.0, min(self._cap_seconds, steps, self._base_seconds + self._waited_seconds))
         self._failures += 1
-        return at_least_seconds + self._rng.uniform(0.0, ceiling)
+        self._waited_seconds += delay
+        return delay
 
     def reset(self) -> None:
         """Begin small again: what was tried has worked."""
         self._failures = 0
+        self._waited_seconds = 0.0

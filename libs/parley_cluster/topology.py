@@ -15,8 +15,13 @@ DRAIN_ORDER: Final = (GATEWAY, STORE, ROUTER)
 _OWN_PREFIX: Final = {role: f"PARLEY_{role.upper()}_" for role in (GATEWAY, STORE, ROUTER)}
 # Settings of processes that only some of them know; all others are for each.
 _PREFIXES: Final = {GATEWAY: ("PARLEY_GATEWAY_",), STORE: ("PARLEY_STORE_", "PARLEY_CQL_"), ROUTER: ("PARLEY_ROUTER_",)}
-# Of a few processes on one machine, which are there or back within moments: less patience, and all slots at once.
-_NEARBY: Final = {"PARLEY_GATEWAY_SLOT_SETTLE_SECONDS": "4", "PARLEY_GATEWAY_SLOTS_PER_SECOND": "2048"}
+# Of a few processes on one machine, which are there or back within moments: less patience, and all slots at once. To hand over
+# takes a second, then; where Consul is gone, from which a gateway would learn that nobody is left to take them, it waits in vain.
+_NEARBY: Final = {
+    "PARLEY_GATEWAY_SLOT_SETTLE_SECONDS": "4",
+    "PARLEY_GATEWAY_SLOTS_PER_SECOND": "2048",
+    "PARLEY_GATEWAY_HANDOVER_SECONDS": "8",
+}
 _PINS: Final = {"internal": "PARLEY_INTERNAL_LISTEN", "metrics": "PARLEY_METRICS_LISTEN"}
 
 
@@ -31,6 +36,7 @@ class Topology:
     environ: Mapping[str, str] = field(default_factory=dict)  # settings and all else that processes see
     own: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # more settings of single processes, by name
     modules: Mapping[str, str] = field(default_factory=dict)  # what runs instead of a role's own module, by role
+    of_role: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # more settings of all processes of a role
 
     def specs(self, role: str) -> Sequence[Spec]:
         """Return the processes of a role."""
@@ -49,7 +55,8 @@ class Topology:
         else:
             pins[""] = pins.pop("internal")
         command = (sys.executable, "-m", self.modules.get(role, f"services.{role}"))
-        return Spec(name, role, command, {**dict(_settings_for(role, self.environ)), **own, **self.own.get(name, {})}, pins)
+        shared = dict(_settings_for(role, self.environ)) | own
+        return Spec(name, role, command, {**shared, **self.of_role.get(role, {}), **self.own.get(name, {})}, pins)
 
 
 def _settings_for(role: str, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:

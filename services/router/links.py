@@ -148,6 +148,8 @@ class GatewayLink:
                 await call.write(request)
             except (asyncio.InvalidStateError, asyncio.CancelledError, grpc.aio.UsageError, grpc.aio.AioRpcError) as error:
                 self._waiting.pop(number, None)
+                if waiting.done():  # the stream broke meanwhile, which we say ourselves
+                    waiting.exception()
                 task = asyncio.current_task()
                 if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
                     raise  # we are cancelled, not the call

@@ -83,8 +83,8 @@ def test_services_of_a_cluster_run_on_it(form, module, arguments, wanted):
     assert form_of(wanted, module, *arguments, PARLEY_COMPILED="0") == "sources"
 
 
-def test_a_store_that_is_to_be_broken_runs_on_its_sources(form):
-    assert form_of("services.store.decide", "parley_chaos.broken_store") == "sources"
+def test_what_chaos_breaks_runs_on_its_sources(form):
+    assert form_of("services.store.decide", "parley_chaos.service", CHAOS_ROLE="store") == "sources"
 
 
 def test_without_a_compiler_that_is_said_and_nothing_left_behind(tmp_path, monkeypatch, capsys):

@@ -4,14 +4,21 @@ import json
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
+import grpc
 import pytest
 from cluster_process import CHANGE_SECONDS, ENGINES, ClusterProcess
 from engine_fixtures import EnginesOfTheRun
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from chassis.channels import open_channel
 from parley_engines.processes import identify
 
 pytestmark = pytest.mark.engines(*ENGINES)
+END_SECONDS = (
+    40.0  # gateways wait 8 s for heirs and 6 s for what can't be appended, then all in turn let go of what does not answer
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +36,12 @@ def test_bench_splits_cpu_by_process(cluster: ClusterProcess) -> None:
     assert set(parts) == {"gateway-1", "gateway-2", "router-1", "store-1", "kafka", "scylladb", "consul", "supervisor"}
 
 
-@pytest.mark.parametrize(("role", "most_seconds"), [("gateway", 20.0), ("store", 15.0), ("router", 15.0)])
+@pytest.mark.parametrize(("role", "most_seconds"), [("gateway", 40.0), ("store", 30.0), ("router", 30.0)])
 def test_what_is_killed_is_felt_for_so_long_at_most(cluster: ClusterProcess, role: str, most_seconds: float) -> None:
-    """A killed gateway's users are back and caught up within that, and no message is later; `docs/performance.md` has figures."""
+    """A killed gateway's users are back and caught up within that, and no message is later.
+
+    Twice what is asked for of a machine of its own: on a crowded one processes start late. `docs/performance.md` has figures.
+    """
     before = {name: process.pid for name, process in cluster.processes().items()}
     options = ["--users", "100", "--kill", role, "--rate", "20", "--seconds", "3", "--json"]
     code, out, error = cluster.run("bench", "recovery", *options)
@@ -43,6 +53,16 @@ def test_what_is_killed_is_felt_for_so_long_at_most(cluster: ClusterProcess, rol
     if role == "gateway":
         assert result["back_ms"]["max"] < 1e3 * most_seconds
     assert 0 < result["delivery_latency_ms"]["max"] < 1e3 * most_seconds
+
+
+async def test_services_take_no_call_without_a_certificate(cluster: ClusterProcess) -> None:
+    addresses = [process.addresses["internal" if process.role == "gateway" else ""] for process in cluster.processes().values()]
+    assert len(addresses) == 4
+    for address in addresses:
+        async with open_channel(address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_users_talk_through_any_gateway_and_all_ends_in_order(cluster: ClusterProcess) -> None:
@@ -65,3 +85,12 @@ def test_users_talk_through_any_gateway_and_all_ends_in_order(cluster: ClusterPr
     assert cluster.wait(CHANGE_SECONDS) == 0
     assert [name for name, process in processes.items() if identify(process.pid) is not None] == []
     assert cluster.processes() == {}
+
+
+def test_it_ends_in_time_though_its_engines_are_gone(engines: EnginesOfTheRun, tmp_path: Path) -> None:
+    with ClusterProcess(tmp_path / "data", engines) as cluster:
+        for name in ENGINES:
+            engines.kill(name)
+        cluster.signal(signal.SIGINT)
+        assert cluster.wait(END_SECONDS) == 0
+        assert cluster.processes() == {}

@@ -75,3 +75,15 @@ def test_waits_are_jittered_over_the_whole_range_and_grow_to_the_cap():
 
 def test_what_the_server_asked_for_comes_on_top():
     assert Backoff(Random(1)).next_delay(7.0) >= 7.0
+
+
+def test_a_wait_is_no_longer_than_all_before_it():
+    """So who drew many short ones while a gateway's users were nobody's is back soon after they are somebody's."""
+    for seed in range(300):
+        backoff, waited = Backoff(Random(seed)), 0.0
+        while waited < 20.0:
+            delay = backoff.next_delay()
+            assert delay <= 0.25 + waited
+            waited += delay
+        backoff.reset()
+        assert backoff.next_delay() <= 0.25
