@@ -13,7 +13,7 @@ export UV_CACHE_DIR := $(CURDIR)/build/uv
 PROTOS := $(shell find protos -name '*.proto')
 ARGS ?=
 
-.PHONY: help run compiled test fuzz mutants explore lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
+.PHONY: help run compiled test fuzz mutants mutation-run explore lint lint-style lint-types lint-protos format proto proto-release lock bench engines clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ fuzz: .venv/proof ## fuzz every entry that takes bytes, guided by coverage (SECO
 
 mutants: $(READY) ## break every rule of the design, one at a time; prints which guarantee fell after how many seeds
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation.mutants $(ARGS)
+
+mutation-run: .venv/proof ## make every small mistake in the pure cores and see a test fall (ARGS="decide --jobs 1" only these modules)
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.mutation_run $(ARGS)
 
 explore: $(READY) ## walk all interleavings of two stores with a crash or an error at every step (minutes; FAULTS=2: hours)
 	EXPLORE_FAULTS=$(or $(FAULTS),1) $(BIN)/python -m pytest tests/unit/test_store_exploration.py --durations=0 $(ARGS)

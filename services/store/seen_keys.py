@@ -16,7 +16,7 @@ def key_hash(key: bytes) -> int:
     Fibonacci hashing of the request_id at the key's end: it is random in most clients, and one that counts is spread all the same.
     Whoever chooses ids that collide makes his own commands cost a read each.
     """
-    number = int.from_bytes(key[-16:], "big")
+    number = int.from_bytes(key[-16:])
     return (number ^ number >> 64) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
 
 

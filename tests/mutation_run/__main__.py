@@ -73,8 +73,10 @@ def judge(path: str, mutants: list[Mutant], jobs: int) -> list[Fate]:
     counts = Counter[Fate]()
     step, terminal = max(1, len(mutants) // 10), os.fdopen(os.dup(2), "w")
 
-    def tell(_: int, fate: Fate) -> None:
+    def tell(number: int, fate: Fate) -> None:
         counts[fate] += 1
+        if fate is Fate.SURVIVED:  # seen while the rest goes on; judged at the end
+            terminal.write(f"{story(path, mutants[number])}\n")
         if counts.total() % step == 0:
             told = ", ".join(f"{count} {kind.value}" for kind, count in counts.items())
             terminal.write(f"{path}: {counts.total()} of {len(mutants)}: {told}\n")

@@ -99,7 +99,7 @@ def _mistakes(node: cst.CSTNode, module: cst.Module) -> Iterator[tuple[cst.CSTNo
         for kind, operator in mutation_operators:
             if isinstance(node, kind) and operator is not operator_match:
                 for mutated in operator(node):
-                    if not _drops_words(node, mutated):
+                    if not _drops_words(node, mutated) and not _says_no_otherwise(node, mutated):
                         yield node, module.code_for_node(mutated)
     match node:
         case cst.If(test=test):
@@ -124,3 +124,16 @@ def _drops_words(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
     if not isinstance(node, cst.Call) or not isinstance(mutated, cst.Call):
         return False
     return any(_is_words(argument.value) and argument not in mutated.args for argument in node.args)
+
+
+def _says_no_otherwise(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
+    """Tell whether None takes the place of False, as no reader of a truth value can tell."""
+    match node, mutated:
+        case cst.Assign() | cst.AnnAssign(), cst.Assign() | cst.AnnAssign():
+            pairs = [(node.value, mutated.value)]
+        case cst.Call(), cst.Call():
+            pairs = [(old.value, new.value) for old, new in zip(node.args, mutated.args, strict=False)]
+        case _:
+            return False
+    changes = [(old, new) for old, new in pairs if old is not new]
+    return [(old.value, new.value) for old, new in changes if isinstance(old, cst.Name) and isinstance(new, cst.Name)] == [("False", "None")]

@@ -8,19 +8,23 @@ import pytest
 from parley.api.v1.messaging_service_pb2 import GoAway, GoAwayReason
 from parley_client.backoff import CAP_SECONDS, Backoff
 from parley_client.errors import CallError
-from parley_client.reconnect import after_error, after_go_away, after_loss
+from parley_client.reconnect import DRAINING, LOST, Verdict, after_error, after_go_away, after_loss
 
 STAYS_AWAY = {"REPLACED", "PROTOCOL_ERROR"}
 NEEDS_TOKEN = {"UNAUTHENTICATED", "EXPIRED"}
+AT_ONCE = {"MOVED", "EXPIRED"}
 
 
 @pytest.mark.parametrize("name", [name.removeprefix("GO_AWAY_REASON_") for name in GoAwayReason.keys()[1:]])
 def test_every_reason_has_its_rule(name: str):
     """A reason that is added to the proto must be decided here."""
-    verdict = after_go_away(GoAway(reason=GoAwayReason.Value(f"GO_AWAY_REASON_{name}"), reconnect=name not in STAYS_AWAY))
-    assert verdict.again == (name not in STAYS_AWAY)
-    assert verdict.fresh_token == (name in NEEDS_TOKEN)
-    assert verdict.reason == name
+    reason = GoAwayReason.Value(f"GO_AWAY_REASON_{name}")
+    for reconnect in (True, False):  # a rule is followed whatever the flag says
+        again = name not in STAYS_AWAY
+        assert after_go_away(GoAway(reason=reason, reconnect=reconnect, detail="why")) == Verdict(
+            again=again, reason=name, detail="why", at_once=name in AT_ONCE, fresh_token=name in NEEDS_TOKEN
+        )
+    assert DRAINING in [each.removeprefix("GO_AWAY_REASON_") for each in GoAwayReason.keys()]
 
 
 def test_the_server_says_how_long_and_where():
@@ -31,8 +35,9 @@ def test_the_server_says_how_long_and_where():
 
 
 def test_a_reason_from_the_future_is_followed_by_its_flag():
-    assert after_go_away(GoAway(reason=99, reconnect=True)).again  # type: ignore[arg-type]
-    assert not after_go_away(GoAway(reason=99, reconnect=False)).again  # type: ignore[arg-type]
+    for reconnect in (True, False):
+        verdict = after_go_away(GoAway(reason=99, reconnect=reconnect))  # type: ignore[arg-type]
+        assert verdict == Verdict(again=reconnect, reason="UNKNOWN_99", detail="")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +53,14 @@ def test_a_reason_from_the_future_is_followed_by_its_flag():
     ],
 )
 def test_a_status_ends_the_attempts_where_it_would_come_again(code: grpc.StatusCode, again: bool):
-    assert after_error(CallError(code, "", "")).again is again
+    verdict = after_error(CallError(code, "", "told"))
+    refused = code is grpc.StatusCode.UNAUTHENTICATED
+    assert verdict == Verdict(again=again, reason=code.name, detail="told", fresh_token=refused)
+
+
+def test_a_token_that_ran_out_is_renewed_at_once():
+    verdict = after_error(CallError(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED", "told"))
+    assert verdict == Verdict(again=True, reason="TOKEN_EXPIRED", detail="told", at_once=True, fresh_token=True)
 
 
 def test_a_retry_delay_means_again_whatever_the_code():
@@ -58,7 +70,8 @@ def test_a_retry_delay_means_again_whatever_the_code():
 
 
 def test_a_silent_end_is_weather():
-    assert after_loss("cut").again
+    assert after_loss("cut") == Verdict(again=True, reason=LOST, detail="cut")
+    assert LOST == "LOST"
 
 
 def test_waits_are_jittered_over_the_whole_range_and_grow_to_the_cap():

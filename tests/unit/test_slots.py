@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from parley_protocol.slots import SLOT_COUNT, rank, slot_key, slot_of, slot_of_key
+from parley_protocol.slots import DRAINING_PREFIX, SLOT_COUNT, rank, slot_key, slot_of, slot_of_key
 
 GATEWAYS = [f"gateway-{number}" for number in range(5)]
 
@@ -32,10 +32,16 @@ def test_slots_spread_over_the_gateways_and_only_those_of_one_that_goes_move():
     assert {before[slot] for slot in before if before[slot] != after[slot]} == {GATEWAYS[0]}
 
 
-@pytest.mark.parametrize("key", ["slots/", "slots/draining/g", "slots/-1", "other/7", "slots/\u0663"])
+@pytest.mark.parametrize("key", ["slots/", "slots/draining/g", "slots/-1", "other/7", "7", "slots/\u0663"])
 def test_other_keys_are_no_slots(key):
     assert slot_of_key(key) is None
 
 
 def test_a_slots_key_names_it():
     assert slot_of_key(slot_key(7)) == 7
+
+
+def test_what_stands_in_a_registry_stays_the_same():
+    """Gateways and routers of two versions run side by side during a rollout."""
+    assert slot_key(7) == "slots/7"
+    assert DRAINING_PREFIX == "slots/draining/"

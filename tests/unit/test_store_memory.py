@@ -55,12 +55,21 @@ def test_a_filter_denies_nearly_every_other_key():
     assert sum(seen.maybe(key_hash(rows.request_key("d1", number.to_bytes(16, "big")))) for number in range(10_000)) < 1_000
 
 
+def test_all_of_a_request_id_counts():
+    """Also where clients differ in a part of it only."""
+    for shift in (0, 32, 64, 96):
+        keys = [rows.request_key("d1", (number << shift).to_bytes(16, "big")) for number in range(1_000)]
+        assert len(set(map(key_hash, keys))) == 1_000
+
+
 def test_a_filter_stays_small_and_says_maybe_to_all_once_it_is_full():
     seen = check_that_nothing_is_forgotten(ALL_LAYERS_KEYS)
     assert sum(map(len, seen._layers)) < KEYS_BYTES_MAX
-    seen.add(key_hash(new_key(Random(1))))
-    assert seen.full
-    assert not seen._layers
+    assert [len(layer) for layer in seen._layers] == [1024, 4096, 16384, 65536]
+    for number in (1, 2):  # the second one as well
+        seen.add(key_hash(new_key(Random(number))))
+        assert seen.full
+        assert not seen._layers
     assert seen.maybe(key_hash(new_key(Random(2))))
 
 
@@ -77,6 +86,15 @@ def test_recent_events_stay_within_their_bytes_and_keep_the_newest():
         assert recent.get(name, seq) is not None
     recent.add("c0", 9_999, bytes(20_000))
     assert recent._bytes == 0, "an event larger than the cache is not kept"
+
+
+def test_recent_events_are_64_a_conversation_and_each_counts_once():
+    recent = RecentEvents(10_000)
+    for seq in range(1, 101):
+        recent.add("c", seq, bytes(10))
+        recent.add("c", seq, bytes(20))  # stored twice by two workers: the same in truth, but nothing here relies on it
+    assert [seq for seq in range(1, 101) if recent.get("c", seq) is not None] == list(range(37, 101))
+    assert recent._bytes == 64 * 20
 
 
 async def test_a_partitions_memory_is_bounded_in_conversations_and_in_what_each_keeps(monkeypatch):
