@@ -1,10 +1,11 @@
-"""`make mutation-run`: make every small mistake there is in the pure cores, one at a time, and see that a test of theirs falls.
+"""`make mutation-run`: make every small mistake there is in the pure cores, one at a time, and see that a test falls.
 
-Prints a table and, with what was changed, each mutant that lives on. Fails if one is not in examined.toml, which says of each why nobody
-could tell it from the right code, and if one is named there that fell or that there is no more.
+Prints a table and, with what was changed, each mutant that lives on. Fails if one is not in examined.toml, which says of each why
+nobody could tell it from the right code, and if one is named there that fell or that there is no more.
 """
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -17,12 +18,24 @@ from tests.mutation_run.forks import BaselineError, Fate, judge_module
 from tests.mutation_run.mutants import Mutant, mutants_of
 from tests.mutation_run.plan import TESTS
 
+LAST = Path("build/mutation-run/survivors.json")  # by module, of its last run: for --again
 EXAMINED = Path(__file__).with_name("examined.toml")
 # Nothing of what is mutated is imported by these: all forks have them from the start.
 OF_OTHERS = (
-    "aiohttp cryptography.hazmat.primitives.asymmetric.ed25519 google.rpc.status_pb2 grpc.aio grpc_health.v1.health grpc_reflection.v1alpha "
-    "grpc_status.rpc_status hypothesis.stateful jwt prometheus_client pydantic_settings pytest_asyncio structlog xxhash"
-).split()
+    "aiohttp",
+    "cryptography.hazmat.primitives.asymmetric.ed25519",
+    "google.rpc.status_pb2",
+    "grpc.aio",
+    "grpc_health.v1.health",
+    "grpc_status.rpc_status",
+    "hypothesis.stateful",
+    "jwt",
+    "prometheus_client",
+    "pydantic_settings",
+    "pytest_asyncio",
+    "structlog",
+    "xxhash",
+)
 Key = tuple[str, str, str]  # function, the lines before and after: stays when lines move
 
 
@@ -30,7 +43,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", help="parts of paths: only these modules")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--in", dest="function", default="", help="only mutants in functions whose name has this part (judges nothing)")
+    parser.add_argument("--in", dest="function", default="", help="only in functions of such a name")
+    parser.add_argument("--again", action="store_true", help="only what lived on in the last run: for work on the tests")
     parser.add_argument("--all", action="store_true", help="show examined survivors as well")
     arguments = parser.parse_args()
     for name in OF_OTHERS:
@@ -46,6 +60,8 @@ def main() -> int:
     for path in paths:
         started = time.monotonic()
         mutants = [each for each in mutants_of(Path(path).read_text()) if arguments.function in each.function]
+        if arguments.again:
+            mutants = [each for each in mutants if [*key(each)] in last_survivors().get(path, [])]
         try:
             fates = judge(path, mutants, arguments.jobs)
         except BaselineError as error:
@@ -53,14 +69,19 @@ def main() -> int:
             failed = True
             continue
         survivors = [mutant for mutant, fate in zip(mutants, fates, strict=True) if fate is Fate.SURVIVED]
+        keep_survivors(path, survivors)
         reasons = examined.get(path, {})
         unexamined = [mutant for mutant in survivors if key(mutant) not in reasons]
-        stale = set() if arguments.function else set(reasons) - set(map(key, survivors))
+        stale = set() if arguments.function or arguments.again else set(reasons) - set(map(key, survivors))
         stories += [story(path, mutant) for mutant in (survivors if arguments.all else unexamined)]
-        stories += [f"{path}: {function}: listed as examined, but killed or gone\n  - {was}\n  + {now}" for function, was, now in sorted(stale)]
+        stories += [
+            f"{path}: {function}: in examined.toml, but killed or gone\n  - {was}\n  + {now}"
+            for function, was, now in sorted(stale)
+        ]
         failed |= bool(unexamined or stale)
         count = Counter(fate.value for fate in fates)
-        numbers = (len(mutants), count["killed"], count["timeout"], len(survivors), len(survivors) - len(unexamined), len(unexamined))
+        lived, left = len(survivors), len(unexamined)
+        numbers = (len(mutants), count["killed"], count["timeout"], lived, lived - left, left)
         total.update(dict(zip("abcdef", numbers, strict=True)))
         lines.append(row(path, numbers, time.monotonic() - started))
     lines.append(row("all", tuple(total[letter] for letter in "abcdef"), 0.0))
@@ -85,6 +106,15 @@ def judge(path: str, mutants: list[Mutant], jobs: int) -> list[Fate]:
     module = path.removeprefix("libs/").removesuffix(".py").replace("/", ".")
     with terminal:
         return judge_module(module, Path(path).absolute(), TESTS[path], mutants, jobs, tell)
+
+
+def last_survivors() -> dict[str, list[list[str]]]:
+    return json.loads(LAST.read_text()) if LAST.exists() else {}
+
+
+def keep_survivors(path: str, survivors: list[Mutant]) -> None:
+    LAST.parent.mkdir(parents=True, exist_ok=True)
+    LAST.write_text(json.dumps(last_survivors() | {path: [key(mutant) for mutant in survivors]}))
 
 
 def key(mutant: Mutant) -> Key:

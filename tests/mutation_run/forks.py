@@ -1,7 +1,7 @@
 """Run the tests of one module against each of its mutants, each in a fork of a process that has collected them already.
 
-A fresh interpreter a mutant would spend its seconds on imports. A mistake inside a function is put into the collected module by giving the
-live function its new code; one outside of functions (constants, defaults, fields) needs its module imported anew, so its fork comes from a
+A fresh interpreter a mutant would spend its seconds on imports. A mistake inside a function is put into the collected module: the live
+function gets its new code. One outside of functions (constants, defaults, fields) needs its module imported anew: its fork comes from a
 process that has imported nothing of ours yet.
 """
 
@@ -29,6 +29,10 @@ MEMORY_BYTES = 8 << 30  # address space, of which gRPC alone reserves much: a mu
 COMPUTES = 0x1  # CO_OPTIMIZED: the code of a function, not of a class or a module
 
 
+QUIET = (
+    *("-q", "--tb=no", "-p", "no:cacheprovider", "-o", "asyncio_debug=false", "--hypothesis-seed=0"),
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of plugins that are imported already
+)
 Name = tuple[str, int]  # of a function, with its line
 
 
@@ -134,6 +138,7 @@ def judge_module(
     module: str, path: Path, tests: Sequence[str], mutants: Sequence[Mutant], jobs: int, tell: Callable[[int, Fate], None]
 ) -> list[Fate]:
     """Return what became of each mutant. Raises BaselineError."""
+
     def collected() -> tuple[list[Fate], float]:
         forks = Forks(module, path, mutants, jobs, tell)
         run_pytest(tests, forks)
@@ -159,8 +164,7 @@ def run_pytest(arguments: Sequence[str], plugin: object) -> int:
     """Run pytest in this process, as equal in every run as it can be."""
     temporary = Path("build/mutation-run").absolute() / str(os.getpid())
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    quiet = ["-q", "--tb=no", "-p", "no:cacheprovider", "-o", "asyncio_debug=false", "--hypothesis-seed=0", f"--basetemp={temporary}", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    return int(pytest.main([*quiet, *arguments], plugins=[plugin, _Hypothesis()]))
+    return int(pytest.main([*QUIET, f"--basetemp={temporary}", *arguments], plugins=[plugin, _Hypothesis()]))
 
 
 class _Hypothesis:
@@ -169,9 +173,8 @@ class _Hypothesis:
     def pytest_configure(self) -> None:
         from hypothesis import HealthCheck, Phase, settings
 
-        settings.register_profile(
-            "mutants", database=None, deadline=None, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck)
-        )
+        phases, checks = (Phase.explicit, Phase.generate), list(HealthCheck)
+        settings.register_profile("mutants", database=None, deadline=None, phases=phases, suppress_health_check=checks)
         settings.load_profile("mutants")
 
 

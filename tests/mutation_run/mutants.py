@@ -1,8 +1,8 @@
 """All mutants of a module: its source with one small mistake each, at places where a mistake can be told from the right code.
 
-Most are mutmut's, whose functions of syntax trees are taken as they are. Its own way of running them is not: it copies the tree, and knows
-neither constants nor decorated functions. More are made here of what it leaves: conditions that always or never hold, halves of `and` and
-`or`, statements that are left out.
+Most are mutmut's, whose functions of syntax trees are taken as they are. Its own way of running them is not: it copies the tree,
+and knows neither constants nor decorated functions. More are made here of what it leaves: conditions that always or never hold,
+halves of `and` and `or`, statements that are left out.
 """
 
 from collections.abc import Iterator
@@ -90,7 +90,9 @@ def _says_nothing(node: cst.CSTNode) -> bool:
 
 def _is_words(node: cst.CSTNode) -> bool:
     """Tell whether a text is for people: what it says in words is no behaviour."""
-    return isinstance(node, cst.FormattedString | cst.ConcatenatedString) or (isinstance(node, cst.SimpleString) and " " in node.value)
+    return isinstance(node, cst.FormattedString | cst.ConcatenatedString) or (
+        isinstance(node, cst.SimpleString) and " " in node.value
+    )
 
 
 def _mistakes(node: cst.CSTNode, module: cst.Module) -> Iterator[tuple[cst.CSTNode, str]]:
@@ -136,4 +138,6 @@ def _says_no_otherwise(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
         case _:
             return False
     changes = [(old, new) for old, new in pairs if old is not new]
-    return [(old.value, new.value) for old, new in changes if isinstance(old, cst.Name) and isinstance(new, cst.Name)] == [("False", "None")]
+    return [(old.value, new.value) for old, new in changes if isinstance(old, cst.Name) and isinstance(new, cst.Name)] == [
+        ("False", "None")
+    ]

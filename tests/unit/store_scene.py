@@ -4,8 +4,9 @@ from parley.api.v1.commands_pb2 import AddMembers, ChangeRole, ChangeSettings, C
 from parley.api.v1.events_pb2 import Ack, Event
 from parley.api.v1.messaging_service_pb2 import ServerBatch
 from parley.log.v1.records_pb2 import CommandRecord, RawCommand
+from parley.store.v1.rows_pb2 import InboxRow
 from parley_protocol.ids import direct_conversation_id, group_conversation_id
-from services.store import rows
+from services.store import encoding, rows
 from services.store.decide import Effect, Fate, Known, decide
 from services.store.state import ConversationState, Position
 
@@ -60,6 +61,7 @@ class Scene:
         self.state = ConversationState(conversation)
         self.events: dict[int, bytes] = {}
         self.fates: dict[tuple[str, bytes], Fate] = {}
+        self.tables: dict[tuple[str, str, bytes], tuple[int, bytes]] = {}  # (stamp, value), of the state and of inboxes
         self.offset = -1
         self.now_ms = T0
 
@@ -80,8 +82,34 @@ class Scene:
             self.events[effect.seq] = effect.event
         if effect is not None and effect.fate is not None:
             self.fates[(record.user_id, rows.request_key(record.device_id, record.command.request_id))] = effect.fate
-        rows.clear_dirty(self.state)
+        if self.state.dirty:
+            self.write()
         return effect
+
+    def write(self) -> None:
+        """Write the rows that the state says have changed; then the tables must say all of it, or a row was not marked."""
+        state = self.state
+        for row in [*rows.inbox_rows(state), *rows.state_rows(state)]:
+            place = (row.table, row.partition, row.key)
+            if row.stamp >= self.tables.get(place, (0, b""))[0]:
+                self.tables[place] = (row.stamp, row.value)
+        rows.clear_dirty(state)
+        key = state.conversation_id.encode()
+        whole = {(row.table, row.partition, row.key): row.value for row in rows.state_rows(state)}  # the head alone
+        for user, member in state.members.items():
+            whole[rows.STATE, state.conversation_id, user.encode()] = encoding.member_row(member)
+            whole[rows.INBOX, user, key] = rows.inbox_row(state, user)
+        assert {place: value for place, (_, value) in self.tables.items()} == whole
+
+    def load(self) -> None:
+        """Forget the state and read it back from its rows."""
+        conversation_id = self.state.conversation_id
+        cells = sorted((key, value) for (table, _, key), (_, value) in self.tables.items() if table == rows.STATE)
+        self.state = rows.state_of(conversation_id, cells)
+
+    def inbox(self, user: str) -> InboxRow:
+        """Return a user's inbox row."""
+        return InboxRow.FromString(self.tables[rows.INBOX, user, self.state.conversation_id.encode()][1])
 
 
 def outcome_of(effect: Effect):

@@ -8,8 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from chassis.errors import reason_of
 from parley.api.v1.commands_pb2 import AddMembers, ChangeRole, ChangeSettings, CreateGroup, Leave, RemoveMember, Role, SendMessage
+from parley.api.v1.messaging_service_pb2 import ServerBatch
 from services.store.decide import DEDUPE_MS
-from services.store.rows import STATE, clear_dirty, state_of, state_rows
+from services.store.state import GROUP
 from tests.unit.store_scene import Scene, ack_record, command_record, outcome_of
 
 USERS = ("alice", "bob", "carol", "dave", "erin")
@@ -37,7 +38,7 @@ class Model:
     """A group as lists and sets."""
 
     def __init__(self) -> None:
-        self.log: list[tuple[str, bool]] = []  # (actor, is a message), seq = index + 1
+        self.log: list[tuple[str, bool, int]] = []  # (actor, is a message, log time), seq = index + 1
         self.people: dict[str, Person] = {}
         self.answers: dict[tuple[str, int], tuple[object, int, object]] = {}  # -> (payload, log time, answer)
         self.title = "t"
@@ -45,8 +46,8 @@ class Model:
     def present(self) -> list[str]:
         return [user for user, person in self.people.items() if person.present]
 
-    def append(self, actor: str, *, message: bool) -> int:
-        self.log.append((actor, message))
+    def append(self, actor: str, now_ms: int, *, message: bool) -> int:
+        self.log.append((actor, message, now_ms))
         seq = len(self.log)
         for person in self.people.values():
             if person.present:
@@ -69,23 +70,32 @@ class Model:
         person = self.people[user]
         return sum(
             message and actor != user
-            for seq, (actor, message) in enumerate(self.log, 1)
+            for seq, (actor, message, _) in enumerate(self.log, 1)
             if person.read < seq <= person.last_visible
         )
+
+    def visible_head(self, user: str) -> tuple[int, int, int, int]:
+        """Return what the user sees last: its seq, the messages up to it, the seq of the last change of the group, its log time."""
+        seen = self.log[: self.people[user].last_visible]
+        changes = [seq for seq, (_, message, _) in enumerate(seen, 1) if not message]
+        return len(seen), len(seen) - len(changes), changes[-1], seen[-1][2]
 
 
 class DecideMachine(RuleBasedStateMachine):
     """Random commands, resends, replays, and states that are forgotten and loaded again."""
 
+    def creation(self, title, names):
+        return command_record("alice", CreateGroup(title=title, member_user_ids=names), number=1, member_cap=CAP)
+
     @initialize()
     def create(self) -> None:
-        record = command_record("alice", CreateGroup(title="t", member_user_ids=["bob"]), number=1, member_cap=CAP)
+        record = self.creation("t", ["bob"])
         self.scene = Scene(record.conversation_id)
         self.model = Model()
-        self.records = [(record, self.scene.now_ms)]
-        self.scene.apply(record)
-        self.cells: dict[bytes, bytes] = {}
-        self.model.log.append(("alice", False))
+        self.created_ms = self.scene.now_ms
+        self.records = [(record, self.scene.now_ms, self.scene.apply(record))]
+        self.model.answers["alice", 1] = (("CreateGroup", "t", ("bob",)), self.created_ms, 1)
+        self.model.append("alice", self.scene.now_ms, message=False)
         for user in ("alice", "bob"):
             self.model.join(user, 1)
         self.model.people["alice"].role = Role.ROLE_OWNER
@@ -96,6 +106,7 @@ class DecideMachine(RuleBasedStateMachine):
             user, action, number=number, conversation=self.scene.state.conversation_id, seen_seq=max(seen, 0), member_cap=CAP
         )
         payload = (type(action).__name__, action.SerializeToString(deterministic=True))
+        read = self.model.people.get(user, Person()).read
         known = self.model.answers.get((user, number))
         if known is not None and self.scene.now_ms - known[1] <= DEDUPE_MS:
             expected = known[2] if known[0] == payload else "REQUEST_ID_REUSED"
@@ -103,12 +114,31 @@ class DecideMachine(RuleBasedStateMachine):
             expected = self.expect(user, action, max(seen, 0))
             self.model.answers[user, number] = (payload, self.scene.now_ms, expected)
         effect = self.scene.apply(record)
-        self.records.append((record, self.scene.now_ms))
+        self.records.append((record, self.scene.now_ms, effect))
         outcome = outcome_of(effect)
         got = outcome.accepted.seq if outcome.WhichOneof("result") == "accepted" else reason_of(outcome.rejected)
         assert got == expected
         if effect.event:
             assert sorted(effect.recipients) == sorted(u for u, person in self.model.people.items() if got in person.seen)
+            assert effect.wakes == isinstance(action, SendMessage)
+        self.check_told(user, effect, moved=self.model.people.get(user, Person()).read > read)
+
+    def check_told(self, user, effect, *, moved) -> None:
+        """Where watermarks moved, the user's own devices are told of them and of what is unread, the others of the watermarks."""
+        assert bool(effect is not None and effect.actor) == moved
+        if not moved:
+            return
+        person, told = self.model.people[user], ServerBatch.FromString(effect.actor)
+        (receipt,), (change,) = told.receipts, told.inbox_changes
+        assert (receipt.user_id, receipt.delivered_seq, receipt.read_seq) == (user, person.delivered, person.read)
+        assert (change.delivered_seq, change.read_seq, change.unread_count) == (
+            person.delivered,
+            person.read,
+            self.model.unread(user),
+        )
+        assert (change.head_seq, change.message_count, change.version) == self.model.visible_head(user)[:3]
+        others = ServerBatch.FromString(effect.shared).receipts
+        assert list(others) == ([receipt] if person.present else [])
 
     def expect(self, user, action, seen) -> int | str:
         """Say what the rules of docs/client.md make of an action, and do it to the model."""
@@ -121,7 +151,7 @@ class DecideMachine(RuleBasedStateMachine):
         if problem:
             return problem
         seen = min(seen, len(self.model.log))
-        seq = self.model.append(user, message=isinstance(action, SendMessage))
+        seq = self.model.append(user, self.scene.now_ms, message=isinstance(action, SendMessage))
         self.effect(user, action, seq)
         if person.present and seen > person.read:
             person.read = seen
@@ -212,8 +242,9 @@ class DecideMachine(RuleBasedStateMachine):
     def ack(self, user, delivered, read) -> None:
         record = ack_record(user, self.scene.state.conversation_id, delivered=delivered, read=read)
         person = self.model.people.get(user)
-        self.scene.apply(record)
-        self.records.append((record, self.scene.now_ms))
+        before = (person.delivered, person.read) if person else None
+        effect = self.scene.apply(record)
+        self.records.append((record, self.scene.now_ms, effect))
         if person is not None:
             read = min(read, person.last_visible)
             delivered = max(min(delivered, person.last_visible), read)
@@ -221,6 +252,30 @@ class DecideMachine(RuleBasedStateMachine):
                 person.read = max(person.read, read)
             if delivered >= person.stay_first:
                 person.delivered = max(person.delivered, delivered)
+        self.check_told(user, effect, moved=person is not None and (person.delivered, person.read) != before)
+        if effect is not None:
+            assert sorted(effect.recipients) == sorted(set(self.model.present()) - {user} if person.present else ())
+
+    @rule(title=st.sampled_from(("t", "u")), names=st.sampled_from((["bob"], ["carol"])))
+    def create_again(self, title, names) -> None:
+        """The same command, whenever, finds the group that it made; another one under its request_id does not."""
+        known, payload = self.model.answers.get(("alice", 1)), ("CreateGroup", title, tuple(names))
+        if known is not None and self.scene.now_ms - known[1] <= DEDUPE_MS:
+            expected = known[2] if known[0] == payload else "REQUEST_ID_REUSED"
+        elif (title, names) == ("t", ["bob"]):
+            expected = 1  # the group itself remembers
+        else:
+            expected = "CONVERSATION_EXISTS"
+            self.model.answers["alice", 1] = (payload, self.scene.now_ms, expected)
+        effect = self.scene.apply(record := self.creation(title, names))
+        self.records.append((record, self.scene.now_ms, effect))
+        outcome = outcome_of(effect)
+        if expected == 1:
+            accepted = outcome.accepted
+            assert (accepted.seq, accepted.duplicate, accepted.time.ToMilliseconds()) == (1, True, self.created_ms)
+        else:
+            assert reason_of(outcome.rejected) == expected
+        assert not effect.event
 
     @rule(days=st.sampled_from((-0.05, 0.04, 7.0, 15.0)))
     def time_passes(self, days) -> None:
@@ -230,7 +285,7 @@ class DecideMachine(RuleBasedStateMachine):
     def replay(self, data) -> None:
         """A record that was decided is decided once more: nothing new is written."""
         offset = data.draw(st.integers(0, len(self.records) - 1))
-        record, log_ms = self.records[offset]
+        record, log_ms, first = self.records[offset]
         state, now_ms = self.scene.state, self.scene.now_ms
         before = (state.head_seq, state.message_count, state.applied, state.stamp, repr(state.members))
         fates = dict(self.scene.fates)
@@ -240,19 +295,18 @@ class DecideMachine(RuleBasedStateMachine):
         assert (state.head_seq, state.message_count, state.applied, state.stamp, repr(state.members)) == before
         assert effect is None or not effect.event
         assert self.scene.fates == fates  # a rejection after the last applied record is decided again, alike
+        if effect is not None and effect.seq:
+            told, then = ServerBatch.FromString(effect.shared), ServerBatch.FromString(first.shared)
+            assert (effect.seq, effect.own, told.events, effect.wakes) == (first.seq, first.own, then.events, first.wakes)
+            assert sorted(effect.recipients) == sorted(u for u, person in self.model.people.items() if first.seq in person.seen)
+            assert sorted(map(str, effect.membership_changes)) == sorted(map(str, first.membership_changes))
 
     @rule()
     def forget_and_load(self) -> None:
         """The state is dropped from memory and read back from its rows."""
         state = self.scene.state
-        for user in state.members:
-            state.touch_member(user)
-        cells = [(row.key, row.value) for row in state_rows(state) if row.table == STATE]
-        clear_dirty(state)
-        loaded = state_of(state.conversation_id, cells)
-        loaded.members = {user: loaded.members[user] for user in state.members}
-        assert loaded.members == state.members
-        self.scene.state = loaded
+        self.scene.load()
+        assert self.scene.state.members == state.members
 
     @invariant()
     def same(self) -> None:
@@ -260,7 +314,7 @@ class DecideMachine(RuleBasedStateMachine):
             return
         state, model = self.scene.state, self.model
         assert state.head_seq == len(model.log) == len(self.scene.events)
-        assert state.message_count == sum(message for _, message in model.log)
+        assert state.message_count == sum(message for _, message, _ in model.log)
         assert state.member_count == len(model.present())
         assert set(state.members) == set(model.people)
         for user, person in model.people.items():
@@ -270,6 +324,11 @@ class DecideMachine(RuleBasedStateMachine):
             assert {seq for seq in range(1, state.head_seq + 1) if member.sees(seq)} == person.seen
             assert (member.delivered_seq, member.read_seq) == (person.delivered, person.read)
             assert state.unread_count(member) == model.unread(user)
+            assert state.visible_head(member) == model.visible_head(user)
+            row = self.scene.inbox(user)
+            assert (row.head_seq, row.message_count, row.version, row.last_time_ms) == model.visible_head(user)
+            assert (row.delivered_seq, row.read_seq, row.unread_count) == (person.delivered, person.read, model.unread(user))
+            assert (row.kind, row.left, row.large) == (GROUP, not person.present, False)
 
 
 DecideMachine.TestCase.settings = settings(
