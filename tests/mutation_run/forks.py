@@ -1,8 +1,8 @@
 """Run the tests of one module against each of its mutants, each in a fork of a process that has collected them already.
 
-A fresh interpreter a mutant would spend its seconds on imports. A mistake inside a function is put into the collected module: the live
-function gets its new code. One outside of functions (constants, defaults, fields) needs its module imported anew: its fork comes from a
-process that has imported nothing of ours yet.
+A fresh interpreter a mutant would spend its seconds on imports. A mistake inside a function is put into the collected module: the
+live function gets its new code. One outside of functions (constants, defaults, fields) needs its module imported anew: its fork
+comes from a process that has imported nothing of ours yet.
 """
 
 import gc
