@@ -9,10 +9,12 @@ from parley.log.v1.records_pb2 import CommandRecord
 from parley_protocol.frames import varint
 from parley_protocol.ids import direct_conversation_id
 from parley_protocol.limits import RULES
+from services.store import rows
 from services.store.actions import UndecidableError
-from services.store.decide import DEDUPE_MS, NewerRulesError, decide, needs_count, needs_first_event
+from services.store.decide import DEDUPE_MS, Fate, NewerRulesError, decide, needs_count, needs_first_event
+from services.store.encoding import payload_hash
 from services.store.state import NewerEpochError, Position
-from tests.unit.store_scene import T0, Scene, ack_record, command_record, outcome_of
+from tests.unit.store_scene import T0, Scene, ack_record, command_record, outcome_of, request_id
 
 AB = direct_conversation_id("alice", "bob")
 DAY_MS = 24 * 3600 * 1000
@@ -59,6 +61,7 @@ def test_the_first_message_creates_the_conversation_at_seq_1(direct):
     assert accepted.time.ToMilliseconds() == T0
     event = direct.event(1)
     assert (event.actor_user_id, event.actor_device_id, event.message.body) == ("alice", "d1", b"m1")
+    assert (event.seq, event.message_count, event.request_id) == (1, 1, request_id(1))
     assert effect.recipients == ["alice", "bob"]
     assert effect.wakes
 
@@ -360,6 +363,10 @@ def test_a_conversation_that_outgrows_50_members_is_large_for_good():
     for number, user in enumerate(users[:10], 2):
         act(scene, user, number, Leave())
     assert scene.state.large
+    before = dict(scene.tables)
+    say(scene, "alice", 20)
+    changed = {place[0] for place, row in scene.tables.items() if before[place] != row}
+    assert changed == {rows.STATE}, "a message of a large group writes no inbox rows"
 
 
 def test_who_answers_256_times_without_reading_has_read_up_to_the_first_answer(direct):
@@ -370,6 +377,7 @@ def test_who_answers_256_times_without_reading_has_read_up_to_the_first_answer(d
         effect = say(direct, "bob", number + 1)
     assert [receipt.read_seq for receipt in ServerBatch.FromString(effect.own).receipts] == [2]  # his device could not know
     assert [receipt.read_seq for receipt in ServerBatch.FromString(effect.shared).receipts] == [2]
+    assert outcome_of(effect).accepted.seq == 514
     bob = direct.state.members["bob"]
     assert len(bob.own_after_read) == 256
     assert bob.read_seq == 2
@@ -458,6 +466,7 @@ def test_a_replay_tells_again_what_the_command_read(group):
 def test_what_was_seen_before_is_told_once(direct):
     say(direct, "alice", 1)
     assert say(direct, "bob", 2, seen_seq=1).actor
+    assert direct.state.unread_count(direct.state.members["bob"]) == 0
     assert not say(direct, "bob", 3, seen_seq=1).actor
     assert not say(direct, "bob", 4).actor
 
@@ -522,3 +531,16 @@ def test_what_deciding_may_ask_of_the_past(direct, group):
     assert needs_first_event(create, group.state)
     assert not needs_first_event(create, Scene(AB).state)
     assert not needs_first_event(message, group.state)
+
+
+def test_a_fate_says_all_that_a_resend_is_answered_by(group):
+    conversation = group.state.conversation_id
+    say(group, "alice", 2)
+    effect, refused = say(group, "alice", 3), say(group, "eve", 4)
+    payload = text(b"m3").SerializeToString()
+    assert effect.fate == Fate(Position(1, 0, 2), T0, payload_hash(conversation, "send_message", payload), 3, 2, b"")
+    status = outcome_of(refused).rejected.SerializeToString()
+    payload = text(b"m4").SerializeToString()
+    assert refused.fate == Fate(Position(1, 0, 3), T0, payload_hash(conversation, "send_message", payload), 0, 0, status)
+    assert refused.stamp > effect.stamp > 0
+    assert not (refused.event or refused.shared or refused.recipients or refused.wakes)

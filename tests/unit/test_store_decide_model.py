@@ -15,8 +15,8 @@ from tests.unit.store_scene import Scene, ack_record, command_record, outcome_of
 
 USERS = ("alice", "bob", "carol", "dave", "erin")
 CAP = 4
-users = st.sampled_from(USERS)
-requests = st.integers(2, 12)  # few: they repeat
+picks = st.integers(0, 23)  # of people: most are members, some anybody; 0 is mostly the owner
+requests = st.integers(0, 40)  # a low one is a request that was made before, the others are new
 marks = st.integers(-1, 30)
 
 
@@ -93,6 +93,7 @@ class DecideMachine(RuleBasedStateMachine):
         self.scene = Scene(record.conversation_id)
         self.model = Model()
         self.created_ms = self.scene.now_ms
+        self.asked: list[tuple[str, object, int, int]] = []  # what `run` was called with
         self.records = [(record, self.scene.now_ms, self.scene.apply(record))]
         self.model.answers["alice", 1] = (("CreateGroup", "t", ("bob",)), self.created_ms, 1)
         self.model.append("alice", self.scene.now_ms, message=False)
@@ -214,32 +215,51 @@ class DecideMachine(RuleBasedStateMachine):
         elif isinstance(action, ChangeSettings):
             self.model.title = action.title
 
-    @rule(user=users, number=requests, body=st.sampled_from((b"a", b"b")), seen=marks)
-    def send(self, user, number, body, seen) -> None:
-        self.run(user, SendMessage(body=body), number, seen)
+    def person(self, pick: int) -> str:
+        present = self.model.present()
+        return present[pick % len(present)] if present and pick < 20 else USERS[pick % len(USERS)]
 
-    @rule(user=users, number=requests, names=st.lists(users, min_size=1, max_size=3))
-    def add(self, user, number, names) -> None:
-        self.run(user, AddMembers(user_ids=names), number)
+    def ask(self, pick, action, request, seen=0) -> None:
+        """Let somebody ask, mostly under a new request id."""
+        old = request < 5 and request < len(self.asked)
+        number = self.asked[request][2] if old else 2 + len(self.asked)
+        self.asked.append((self.person(pick), action, number, seen))
+        self.run(*self.asked[-1])
 
-    @rule(user=users, number=requests, name=users)
-    def remove(self, user, number, name) -> None:
-        self.run(user, RemoveMember(user_id=name), number)
+    @rule(pick=picks, request=requests, body=st.sampled_from((b"a", b"b")), seen=marks)
+    def send(self, pick, request, body, seen) -> None:
+        self.ask(pick, SendMessage(body=body), request, seen)
 
-    @rule(user=users, number=requests)
-    def leave(self, user, number) -> None:
-        self.run(user, Leave(), number)
+    @rule(pick=picks, request=requests, names=st.lists(st.sampled_from(USERS), min_size=1, max_size=3))
+    def add(self, pick, request, names) -> None:
+        self.ask(pick, AddMembers(user_ids=names), request)
 
-    @rule(user=users, number=requests, name=users, role=st.sampled_from((Role.ROLE_MEMBER, Role.ROLE_ADMIN, Role.ROLE_OWNER)))
-    def change_role(self, user, number, name, role) -> None:
-        self.run(user, ChangeRole(user_id=name, role=role), number)
+    @rule(pick=picks, request=requests, other=picks)
+    def remove(self, pick, request, other) -> None:
+        self.ask(pick, RemoveMember(user_id=self.person(other)), request)
 
-    @rule(user=users, number=requests, title=st.sampled_from(("t", "u")))
-    def rename(self, user, number, title) -> None:
-        self.run(user, ChangeSettings(title=title), number)
+    @rule(pick=picks, request=requests, seen=marks)
+    def leave(self, pick, request, seen) -> None:
+        if request < 10:  # else all are gone too soon
+            self.ask(pick, Leave(), request, seen)
 
-    @rule(user=users, delivered=marks, read=marks)
-    def ack(self, user, delivered, read) -> None:
+    @rule(pick=picks, request=requests, other=picks, role=st.sampled_from((Role.ROLE_ADMIN, Role.ROLE_MEMBER, Role.ROLE_OWNER)))
+    def change_role(self, pick, request, other, role) -> None:
+        self.ask(pick, ChangeRole(user_id=self.person(other), role=role), request)
+
+    @rule(pick=picks, request=requests, title=st.sampled_from(("t", "u")))
+    def rename(self, pick, request, title) -> None:
+        self.ask(pick, ChangeSettings(title=title), request)
+
+    @rule(data=st.data())
+    def resend(self, data) -> None:
+        """The same once more, whatever has become of it."""
+        if self.asked:
+            self.run(*self.asked[data.draw(st.integers(0, len(self.asked) - 1))])
+
+    @rule(pick=picks, delivered=marks, read=marks)
+    def ack(self, pick, delivered, read) -> None:
+        user = self.person(pick)
         record = ack_record(user, self.scene.state.conversation_id, delivered=delivered, read=read)
         person = self.model.people.get(user)
         before = (person.delivered, person.read) if person else None
@@ -283,23 +303,24 @@ class DecideMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def replay(self, data) -> None:
-        """A record that was decided is decided once more: nothing new is written."""
-        offset = data.draw(st.integers(0, len(self.records) - 1))
-        record, log_ms, first = self.records[offset]
+        """All records from some position on are decided once more: nothing new is written, and what is told was told before."""
+        start = data.draw(st.integers(0, len(self.records) - 1))
         state, now_ms = self.scene.state, self.scene.now_ms
         before = (state.head_seq, state.message_count, state.applied, state.stamp, repr(state.members))
         fates = dict(self.scene.fates)
-        self.scene.now_ms = log_ms
-        effect = self.scene.apply(record, offset=offset)
+        for offset in range(start, len(self.records)):
+            record, self.scene.now_ms, first = self.records[offset]
+            effect = self.scene.apply(record, offset=offset)
+            assert effect is None or not effect.event
+            assert effect is None or not effect.own or effect.own == first.own
+            if effect is not None and effect.seq:
+                told, then = ServerBatch.FromString(effect.shared), ServerBatch.FromString(first.shared)
+                assert (effect.seq, told.events, effect.wakes) == (first.seq, then.events, first.wakes)
+                assert sorted(effect.recipients) == sorted(u for u, person in self.model.people.items() if first.seq in person.seen)
+                assert sorted(map(str, effect.membership_changes)) == sorted(map(str, first.membership_changes))
         self.scene.now_ms = now_ms
         assert (state.head_seq, state.message_count, state.applied, state.stamp, repr(state.members)) == before
-        assert effect is None or not effect.event
         assert self.scene.fates == fates  # a rejection after the last applied record is decided again, alike
-        if effect is not None and effect.seq:
-            told, then = ServerBatch.FromString(effect.shared), ServerBatch.FromString(first.shared)
-            assert (effect.seq, effect.own, told.events, effect.wakes) == (first.seq, first.own, then.events, first.wakes)
-            assert sorted(effect.recipients) == sorted(u for u, person in self.model.people.items() if first.seq in person.seen)
-            assert sorted(map(str, effect.membership_changes)) == sorted(map(str, first.membership_changes))
 
     @rule()
     def forget_and_load(self) -> None:
