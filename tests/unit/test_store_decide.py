@@ -543,4 +543,4 @@ def test_a_fate_says_all_that_a_resend_is_answered_by(group):
     payload = text(b"m4").SerializeToString()
     assert refused.fate == Fate(Position(1, 0, 3), T0, payload_hash(conversation, "send_message", payload), 0, 0, status)
     assert refused.stamp > effect.stamp > 0
-    assert not (refused.event or refused.shared or refused.recipients or refused.wakes)
+    assert (refused.event, refused.shared, refused.recipients, refused.wakes) == (b"", b"", [], False)
