@@ -28,7 +28,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/unit/test_gateway_inbound.py",
         "tests/unit/test_gateway_deliver.py",
     ),
-    "libs/parley_protocol/frames.py": ("tests/unit/test_gateway_session.py", "tests/unit/test_store_encoding.py", *STORE[:2]),
+    "libs/parley_protocol/frames.py": ("tests/unit/test_frames.py",),
     "libs/parley_protocol/digests.py": ("tests/unit/test_client_docs.py", "tests/unit/test_store_sync.py"),
     "libs/parley_protocol/slots.py": ("tests/unit/test_slots.py", "tests/unit/test_router_slots.py"),
     "libs/parley_protocol/ids.py": ("tests/unit/test_client_docs.py", "tests/unit/test_gateway_commands.py", *STORE[:2]),

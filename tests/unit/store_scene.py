@@ -84,6 +84,8 @@ class Scene:
             self.fates[(record.user_id, rows.request_key(record.device_id, record.command.request_id))] = effect.fate
         if self.state.dirty:
             self.write()
+        if effect is not None and effect.own:
+            assert outcome_of(effect).request_id == record.command.request_id
         return effect
 
     def write(self) -> None:
