@@ -10,6 +10,7 @@ from services.store import encoding, rows
 from services.store.decide import Effect, Fate, Known, decide
 from services.store.state import ConversationState, Position
 
+AB = direct_conversation_id("alice", "bob")
 T0 = 1_700_000_000_000  # log time of the first record, milliseconds
 ACTIONS = {
     SendMessage: "send_message",
@@ -119,3 +120,18 @@ def outcome_of(effect: Effect):
     outcomes = ServerBatch.FromString(effect.own).outcomes
     assert len(outcomes) == 1
     return outcomes[0]
+
+
+def text(body: bytes = b"hi", **fields) -> SendMessage:
+    return SendMessage(body=body, **fields)
+
+
+def say(scene: Scene, user: str, number: int, **options):
+    fields = {"to": "bob" if user == "alice" else "alice"} if scene.state.conversation_id == AB else {}
+    if not fields:
+        fields = {"conversation": scene.state.conversation_id}
+    return scene.apply(command_record(user, text(b"m%d" % number), number=number, **fields, **options))
+
+
+def act(scene: Scene, user: str, number: int, action, **options):
+    return scene.apply(command_record(user, action, number=number, conversation=scene.state.conversation_id, **options))
