@@ -21,6 +21,10 @@ import structlog
 from engine_fixtures import engine_pids
 from engine_fixtures import engines as engines  # a fixture and a hook: pytest finds them here
 from engine_fixtures import pytest_collection_finish as pytest_collection_finish
+from hypothesis import settings
+
+settings.register_profile("parley", deadline=None)  # an example's 200 ms judge the machine
+settings.load_profile("parley")
 
 # Cheap and broad first: what breaks most is told soonest. Budgets in seconds are shown, never judged: machines differ.
 TIERS = {"repository": 15, "unit": 20, "contracts": 200, "fuzz": 15, "simulation": 60, "rpc": 90, "system": 120, "chaos": 300}

@@ -15,7 +15,7 @@ from parley.api.v1.events_pb2 import Event
 from parley.log.v1.records_pb2 import CommandRecord
 from parley.store.v1.rows_pb2 import StopRow
 from services.store import rows
-from services.store.decide import Fate, Known, needs_count, needs_first_event
+from services.store.decide import DEDUPE_MS, Fate, Known, needs_count, needs_first_event
 from services.store.seen_keys import SeenKeys, key_hash
 from services.store.state import ConversationState, Position
 
@@ -39,6 +39,7 @@ class Sender:
     """What is known of one user's requests in one conversation."""
 
     seen: SeenKeys
+    until_ms: int  # from this log time on, keys may count that were stored before `seen` was loaded, and are not in it
     fates: dict[bytes, Fate] = field(default_factory=dict)
 
 
@@ -140,15 +141,20 @@ class PartitionMemory:
                 self._conversations[conversation_id] = Loaded(state)
 
     async def _load_senders(self, batch: Sequence[Decodable]) -> None:
-        partitions: dict[tuple[str, str], list[str]] = {}
+        partitions: dict[tuple[str, str], dict[str, None]] = {}
+        until: dict[tuple[str, str], int] = {}
         conversations = self._conversations
         for item in batch:
             if not item.key:
                 continue
             record = item.record
             place = (record.conversation_id, record.user_id)
-            if place[1] not in conversations[place[0]].senders and place not in partitions:
-                partitions[place] = rows.sender_partitions(*place, item.time_ms)
+            if (ends := until.get(place)) is None:
+                sender = conversations[place[0]].senders.get(place[1])
+                ends = sender.until_ms if sender is not None else 0
+            if item.time_ms >= ends:  # records are read again, and weeks lie between them: what is known of the first is not all
+                partitions.setdefault(place, {}).update(dict.fromkeys(rows.sender_partitions(*place, item.time_ms)))
+                until[place] = rows.week_ahead_ends(item.time_ms)
         if not partitions:
             return
         wanted = [partition for group in partitions.values() for partition in group]
@@ -162,7 +168,9 @@ class PartitionMemory:
                     break
                 for cell in found:
                     seen.add(key_hash(cell.key))
-            self._conversations[conversation_id].senders[user] = Sender(seen)
+            senders = self._conversations[conversation_id].senders
+            sender = senders.get(user)
+            senders[user] = Sender(seen, until[conversation_id, user], sender.fates if sender is not None else {})
 
     async def _load_fates(self, batch: Sequence[Decodable]) -> None:
         places: dict[Point, tuple[Sender, Decodable]] = {}
@@ -171,7 +179,10 @@ class PartitionMemory:
             if not item.key:
                 continue
             sender = self._conversations[record.conversation_id].senders[record.user_id]
-            if item.key not in sender.fates and sender.seen.maybe(item.key_hash):
+            known = sender.fates.get(item.key)
+            if known is not None and item.time_ms - known.log_ms <= DEDUPE_MS:
+                continue  # one that is too old to count may not be the last
+            if sender.seen.maybe(item.key_hash):
                 for partition in rows.dedupe_partitions(record.conversation_id, record.user_id, item.time_ms):
                     places.setdefault(Point(rows.DEDUPE, partition, item.key), (sender, item))
         if not places:

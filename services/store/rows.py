@@ -69,6 +69,11 @@ def dedupe_partitions(conversation_id: str, user_id: str, log_ms: int) -> list[s
     return [dedupe_partition(conversation_id, user_id, week - back) for back in (-1, 0, 1, 2)]
 
 
+def week_ahead_ends(log_ms: int) -> int:
+    """Return the log time from which on requests lie in none of `dedupe_partitions` at log_ms."""
+    return (log_ms // WEEK_MS + 2) * WEEK_MS
+
+
 def sender_partitions(conversation_id: str, user_id: str, log_ms: int) -> list[str]:
     """Return where requests of a sender can lie that may count at log_ms or later, later in the log: time may jump back there."""
     places = dedupe_partitions(conversation_id, user_id, log_ms) + dedupe_partitions(conversation_id, user_id, log_ms - LOG_STEP_MS)
