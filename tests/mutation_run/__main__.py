@@ -7,6 +7,7 @@ nobody could tell it from the right code, and if one is named there that fell or
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 import tomllib
@@ -14,7 +15,7 @@ from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
-from tests.mutation_run.forks import BaselineError, Fate, judge_module
+from tests.mutation_run.forks import TEMPORARY, BaselineError, Fate, judge_module
 from tests.mutation_run.mutants import Mutant, mutants_of
 from tests.mutation_run.plan import TESTS
 
@@ -104,8 +105,11 @@ def judge(path: str, mutants: list[Mutant], jobs: int) -> list[Fate]:
             terminal.flush()
 
     module = path.removeprefix("libs/").removesuffix(".py").replace("/", ".")
-    with terminal:
+    try:
         return judge_module(module, Path(path).absolute(), TESTS[path], mutants, jobs, tell)
+    finally:
+        terminal.close()
+        shutil.rmtree(TEMPORARY, ignore_errors=True)
 
 
 def last_survivors() -> dict[str, list[list[str]]]:

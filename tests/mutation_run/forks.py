@@ -29,6 +29,7 @@ MEMORY_BYTES = 8 << 30  # address space, of which gRPC alone reserves much: a mu
 COMPUTES = 0x1  # CO_OPTIMIZED: the code of a function, not of a class or a module
 
 
+TEMPORARY = Path("build/mutation-run/tmp")  # what tests leave in files
 QUIET = (
     *("-q", "--tb=no", "-p", "no:cacheprovider", "-o", "asyncio_debug=false", "--hypothesis-seed=0"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of plugins that are imported already
@@ -162,7 +163,7 @@ def judge_module(
 
 def run_pytest(arguments: Sequence[str], plugin: object) -> int:
     """Run pytest in this process, as equal in every run as it can be."""
-    temporary = Path("build/mutation-run").absolute() / str(os.getpid())
+    temporary = TEMPORARY.absolute() / str(os.getpid())
     temporary.parent.mkdir(parents=True, exist_ok=True)
     return int(pytest.main([*QUIET, f"--basetemp={temporary}", *arguments], plugins=[plugin, _Hypothesis()]))
 

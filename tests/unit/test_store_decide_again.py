@@ -6,7 +6,7 @@ from parley.api.v1.commands_pb2 import AddMembers, CreateGroup, Leave, RemoveMem
 from parley_protocol.frames import varint
 from parley_protocol.limits import RULES
 from services.store.actions import UndecidableError
-from services.store.decide import DEDUPE_MS, Fate, needs_count, needs_first_event
+from services.store.decide import Fate, needs_count, needs_first_event
 from services.store.encoding import payload_hash
 from services.store.state import Position
 from tests.unit.store_scene import AB, T0, Scene, ack_record, act, command_record, outcome_of, say, text
@@ -35,8 +35,10 @@ def group_of(count: int) -> Scene:
 
 def test_a_request_id_is_remembered_to_the_end_of_its_14_days(direct):
     say(direct, "alice", 1)
-    direct.now_ms += DEDUPE_MS
+    direct.now_ms += 14 * 24 * 3600 * 1000
     assert outcome_of(say(direct, "alice", 1)).accepted.duplicate
+    direct.now_ms += 1
+    assert not outcome_of(say(direct, "alice", 1)).accepted.duplicate
 
 
 def test_a_resend_is_told_the_count_of_then(group):
