@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Self
@@ -168,6 +168,70 @@ class World:
         return self
 
 
+@dataclass
+class Back:
+    """What gateways stand on: engines in memory, a store on them, and a server that joins services in this process."""
+
+    engines: EmbeddedEngines
+    internal: InProcessServer
+    channel: InProcessChannel
+    metrics: CollectorRegistry
+
+    def gateway(
+        self, settings: GatewaySettings, seed: Any, *, log: EventLog | None = None, metrics: CollectorRegistry | None = None,
+        alone: bool = False,
+    ) -> AbstractAsyncContextManager[Gateway]:  # fmt: skip
+        """Open a gateway that takes tokens of `KEY`."""
+        clock, key = SystemClock(), verifying_key(KEY.public_key())
+        assert key is not None
+        return open_gateway(
+            settings,
+            log=log or self.engines.log,
+            store_channel=self.channel,
+            router_channel=self.channel,
+            verifier=TokenVerifier(KeyRing({"": key}), clock),
+            clock=clock,
+            metrics=metrics or self.metrics,
+            rng=random.Random(seed),
+            alone=alone,
+        )
+
+    @asynccontextmanager
+    async def router(
+        self, settings: RouterSettings, channel_to: Callable[[Instance], AbstractAsyncContextManager[grpc.aio.Channel]]
+    ) -> AsyncIterator[None]:
+        """Run a router."""
+        async with open_router(
+            settings,
+            log=self.engines.log,
+            registry=self.engines.registry,
+            store_channel=self.channel,
+            open_gateway_channel=channel_to,
+            clock=SystemClock(),
+            metrics=self.metrics,
+            rng=random.Random(3),
+        ) as router:
+            router.register(self.internal)
+            yield
+
+
+@asynccontextmanager
+async def open_back(partitions: int = 1) -> AsyncIterator[Back]:
+    """Open engines and a store."""
+    clock, metrics = SystemClock(), CollectorRegistry()
+    topics = dict.fromkeys((COMMANDS, EVENTS, OFFLINE, DEAD_LETTERS), partitions)
+    async with open_embedded_engines(None, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, clock=clock) as engines:
+        internal = InProcessServer()
+        try:
+            async with open_store(
+                StoreSettings(), log=engines.log, timeline=engines.timeline, clock=clock, metrics=metrics, rng=random.Random(1)
+            ) as store:
+                store.register(internal)
+                yield Back(engines, internal, InProcessChannel(internal), metrics)
+        finally:
+            await internal.stop(None)
+
+
 @asynccontextmanager
 async def open_world(
     *,
@@ -177,63 +241,21 @@ async def open_world(
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Open engines, store, router and gateway; the gateway's log may be wrapped."""
-    clock, metrics = SystemClock(), CollectorRegistry()
     configured = GatewaySettings(**{"listen": "127.0.0.1:0", **settings})
-    topics = {COMMANDS: partitions, EVENTS: partitions, OFFLINE: partitions, DEAD_LETTERS: partitions}
-    key = verifying_key(KEY.public_key())
-    assert key is not None
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        engines = await enter(open_embedded_engines(None, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, clock=clock))
-        internal = InProcessServer()
-        channel = InProcessChannel(internal)
-        stack.push_async_callback(internal.stop, None)
-        store = await enter(
-            open_store(
-                StoreSettings(), log=engines.log, timeline=engines.timeline, clock=clock, metrics=metrics, rng=random.Random(1)
-            )
-        )
-        store.register(internal)
-        gateway = await enter(
-            open_gateway(
-                configured,
-                log=wrap_log(engines.log),
-                store_channel=channel,
-                router_channel=channel,
-                verifier=TokenVerifier(KeyRing({"": key}), clock),
-                clock=clock,
-                metrics=metrics,
-                rng=random.Random(2),
-                alone=True,
-            )
-        )
-        gateway.register_internal(internal)
-        await enter(gateway.own_slots(engines.registry, address="in-process"))
-
-        @asynccontextmanager
-        async def open_gateway_channel(_instance: Instance) -> AsyncIterator[grpc.aio.Channel]:
-            yield channel
-
-        router = await enter(
-            open_router(
-                RouterSettings(),
-                log=engines.log,
-                registry=engines.registry,
-                store_channel=channel,
-                open_gateway_channel=open_gateway_channel,
-                clock=clock,
-                metrics=metrics,
-                rng=random.Random(3),
-            )
-        )
-        router.register(internal)
+        back = await enter(open_back(partitions))
+        gateway = await enter(back.gateway(configured, 2, log=wrap_log(back.engines.log), alone=True))
+        gateway.register_internal(back.internal)
+        await enter(gateway.own_slots(back.engines.registry, address="in-process"))
+        await enter(back.router(RouterSettings(), lambda _: nullcontext(back.channel)))
         running = await enter(
             open_server(
                 bind=configured.listen, register=gateway.register_public, max_receive_bytes=configured.frame_bytes, **(server or {})
             )
         )
         public = await enter(grpc.aio.insecure_channel(running.address))
-        world = World(gateway, running.address, engines, metrics, public, internal)
+        world = World(gateway, running.address, back.engines, back.metrics, public, back.internal)
         try:
             yield world
         finally:

@@ -1,31 +1,20 @@
 """Gateways that share one registry, each on sockets of its own, with store and router behind them; devices use the SDK."""
 
-import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
-from gateway_world import KEY, TABLES, token
+from gateway_world import Back, open_back, token
 from prometheus_client import CollectorRegistry
 
 from chassis.channels import open_channel
-from chassis.clock import SystemClock
-from chassis.embedded import EmbeddedEngines, open_embedded_engines
-from chassis.inprocess import InProcessChannel, InProcessServer
-from chassis.registry import Instance
 from chassis.server import open_server
 from parley_client import Client, MemoryStore, open_client
 from parley_protocol.slots import slot_of
-from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
-from services.gateway.app import Gateway, open_gateway
+from services.gateway.app import Gateway
 from services.gateway.config import GatewaySettings
-from services.gateway.tokens import KeyRing, TokenVerifier, verifying_key
-from services.router.app import open_router
 from services.router.config import RouterSettings
-from services.store.app import open_store
-from services.store.config import StoreSettings
 
 SLOTS = 64
 
@@ -47,9 +36,7 @@ class Running:
 class Cluster:
     """What runs. Gateways are opened by `add`."""
 
-    engines: EmbeddedEngines
-    internal: InProcessServer
-    channel: InProcessChannel
+    back: Back
     settings: dict[str, Any] = field(default_factory=dict)
     gateways: dict[str, Running] = field(default_factory=dict)  # by instance
 
@@ -71,25 +58,12 @@ class Cluster:
     async def add(self, name: str) -> Running:
         """Open another gateway; it comes to its slots by and by."""
         stack = AsyncExitStack()
-        enter, clock, metrics = stack.enter_async_context, SystemClock(), CollectorRegistry()
-        key = verifying_key(KEY.public_key())
-        assert key is not None
+        enter = stack.enter_async_context
         chosen = {"listen": "127.0.0.1:0", "instance_id": name, "slot_count": SLOTS, "slot_settle_seconds": 0.2, **self.settings}
-        gateway = await enter(
-            open_gateway(
-                GatewaySettings(**chosen),
-                log=self.engines.log,
-                store_channel=self.channel,
-                router_channel=self.channel,
-                verifier=TokenVerifier(KeyRing({"": key}), clock),
-                clock=clock,
-                metrics=metrics,
-                rng=random.Random(name),
-            )
-        )
+        gateway = await enter(self.back.gateway(GatewaySettings(**chosen), name, metrics=CollectorRegistry()))
         inside = await enter(open_server(bind="127.0.0.1:0", register=gateway.register_internal))
         outside = await enter(open_server(bind="127.0.0.1:0", register=gateway.register_public))
-        await enter(gateway.own_slots(self.engines.registry, address=inside.address, public_address=outside.address))
+        await enter(gateway.own_slots(self.back.engines.registry, address=inside.address, public_address=outside.address))
         running = self.gateways[name] = Running(gateway, outside.address, stack)
         stack.callback(self.gateways.pop, name)
         return running
@@ -104,40 +78,8 @@ class Cluster:
 @asynccontextmanager
 async def open_cluster(*names: str, **settings: Any) -> AsyncIterator[Cluster]:
     """Open engines, store, router and gateways."""
-    clock, metrics = SystemClock(), CollectorRegistry()
-    topics = {COMMANDS: 1, EVENTS: 1, OFFLINE: 1, DEAD_LETTERS: 1}
-    async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        engines = await enter(open_embedded_engines(None, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, clock=clock))
-        internal = InProcessServer()
-        channel = InProcessChannel(internal)
-        stack.push_async_callback(internal.stop, None)
-        store = await enter(
-            open_store(
-                StoreSettings(), log=engines.log, timeline=engines.timeline, clock=clock, metrics=metrics, rng=random.Random(1)
-            )
-        )
-        store.register(internal)
-
-        @asynccontextmanager
-        async def open_gateway_channel(instance: Instance) -> AsyncIterator[grpc.aio.Channel]:
-            async with open_channel(instance.address) as opened:
-                yield opened
-
-        router = await enter(
-            open_router(
-                RouterSettings(slot_count=SLOTS),
-                log=engines.log,
-                registry=engines.registry,
-                store_channel=channel,
-                open_gateway_channel=open_gateway_channel,
-                clock=clock,
-                metrics=metrics,
-                rng=random.Random(3),
-            )
-        )
-        router.register(internal)
-        cluster = Cluster(engines, internal, channel, settings)
+    async with open_back() as back, back.router(RouterSettings(slot_count=SLOTS), lambda instance: open_channel(instance.address)):
+        cluster = Cluster(back, settings)
         try:
             for name in names:
                 await cluster.add(name)

@@ -181,7 +181,7 @@ async def test_a_session_that_the_registry_ended_costs_no_device_anything():
             with a.changes() as notices, b.changes() as others:
                 before = dict(one.gateway.slots.epochs) | dict(two.gateway.slots.epochs)
                 for session_id in {epoch.session_id for epoch in before.values()}:
-                    cluster.engines.registry.expire(session_id)
+                    cluster.back.engines.registry.expire(session_id)
                 await until(lambda: cluster.is_settled and not {*one.gateway.slots.epochs.values()} & {*before.values()})
                 await talk(a, b, "under a new epoch")
                 await talk(b, a, "likewise")
@@ -193,7 +193,7 @@ async def test_a_router_that_hashes_into_another_number_of_slots_is_sent_away():
     async with open_cluster("g1") as cluster:
         (one,) = cluster.gateways.values()
         await until(lambda: one.gateway.slots.is_whole)
-        (instance,) = await anext(cluster.engines.registry.watch_instances("gateway"))
+        (instance,) = await anext(cluster.back.engines.registry.watch_instances("gateway"))
         async with grpc.aio.insecure_channel(instance.address) as channel:
             call = GatewayServiceStub(channel).Deliver()
             await call.write(DeliverRequest(slot_count=1024))
@@ -206,7 +206,7 @@ async def test_a_gateway_that_somebody_pushed_aside_gives_way():
     async with open_cluster("g1") as cluster:
         (one,) = cluster.gateways.values()
         await until(lambda: one.gateway.slots.is_whole)
-        registry, slot = cluster.engines.registry, slot_of("alice", 64)
+        registry, slot = cluster.back.engines.registry, slot_of("alice", 64)
         async with cluster.client("alice", one.address) as alice:
             await connected(alice)
             (epoch,) = {epoch.session_id for epoch in one.gateway.slots.epochs.values()}
