@@ -17,11 +17,13 @@ from parley_chaos.plan import Fault, Kind
 from parley_chaos.proxy import Link
 from parley_chaos.rebalance import join_group
 from parley_cluster.supervisor import Child, Supervisor
+from parley_engines.errors import EngineError
 from parley_engines.native import NativeEngines
 
 T = TypeVar("T")
 _BACK_SECONDS: Final = 90.0  # for a service to be ready again: engines may be slow while it starts
 _LOOK_SECONDS: Final = 0.05  # nothing tells that a process has stopped
+_ENGINE_TRIES: Final = 3  # of 90 s each
 _MET_SECONDS: Final = 30.0  # until somebody meets a fault that lasts: whoever has no other reason looks for signs of life
 _JUMP_SECONDS: Final = 3600  # what G20 promises to survive
 
@@ -128,11 +130,22 @@ class Hands:
             lost = " without its data"
         await asyncio.sleep(fault.seconds)
         await meanwhile()
-        await self._run(lambda: self._engines.up([name]))
+        await self._bring_back(name)
         after = await self._engine_pid(name)
         if after == pid:
             raise NotProvenError(f"{name} is still the same process")
         return f"process {pid} ended, {after} came back{lost}"
+
+    async def _bring_back(self, name: str) -> None:
+        """Start an engine; one that a crowded machine keeps from being ready in time is started again."""
+        for tries_left in reversed(range(_ENGINE_TRIES)):
+            try:
+                await self._run(lambda: self._engines.up([name]))
+            except EngineError:
+                if not tries_left:
+                    raise
+            else:
+                return
 
     async def _engine_pid(self, name: str) -> int:
         started, _ = (await self._run(lambda: self._engines.status([name])))[name]
