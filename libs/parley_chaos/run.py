@@ -14,7 +14,7 @@ from parley_chaos.hands import Hands, NotBackError, NotProvenError, open_engine_
 from parley_chaos.layout import lay_out
 from parley_chaos.load import Load, LoadStoppedError, open_load
 from parley_chaos.plan import DEVICES, Fault, Kind, draw, overlap, possible
-from parley_chaos.watch import Watch
+from parley_chaos.watch import Watch, is_own_error
 from parley_checker.guarantees import Guarantee
 from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
@@ -27,8 +27,6 @@ FLOW_SECONDS: Final = 90.0  # for traffic to flow again after a fault is healed:
 _SETTLE_SECONDS: Final = 120.0
 _WARM_SECONDS: Final = 2.0
 _TOKEN_SECONDS: Final = 24 * 3600.0
-_ERROR: Final = "[error"  # as logs for people have it
-_NOT_OURS: Final = "was never retrieved"  # what aiokafka leaves of a commit that took too long
 _PLENTY: Final = 10_000  # faults to draw from; time ends a run sooner
 
 Tell = Callable[[str], None]
@@ -132,7 +130,7 @@ async def run_chaos(
 
         def say(name: str, line: str) -> None:
             print(f"{name:<10}| {line}", file=logs, flush=True)
-            if _ERROR in line and _NOT_OURS not in line:
+            if is_own_error(line):
                 failures.append(f"{name} logged an error: {' '.join(line.split())}")
 
         cluster = await stack.enter_async_context(open_cluster(plan.topology, data, started, say))

@@ -1,6 +1,7 @@
 """What a run watches beside what devices record: G14 in the gateways' notes, G15 while Consul is away, G21 after each fault."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,9 @@ _AFTER_SECONDS: Final = 6.0  # after Consul's return: a gateway learns of a lost
 _REST_SECONDS: Final = 30.0  # until the slots lie where they should, given that nothing is wrong
 _LOOK_SECONDS: Final = 0.1  # notes are files
 _CONSUL: Final = "consul"
+_ERROR: Final = re.compile(r"\S+ \[(error|critical) *\] ")
+# What aiokafka leaves of a commit that took too long, and gRPC of an answer to a caller who had given up.
+_OF_LIBRARIES: Final = ("was never retrieved", "raised in core by servicer method")
 
 
 class Watch:
@@ -100,3 +104,8 @@ def _is_outage(fault: Fault) -> bool:
     """Tell whether a fault takes Consul from all, or from such as no device hangs on. A gateway that is cut off loses its slots."""
     of_a_link = fault.target.endswith("-to-consul") and not fault.target.startswith("gateway")
     return fault.target == _CONSUL or (of_a_link and fault.kind not in (Kind.DELAY, Kind.TRICKLE))
+
+
+def is_own_error(line: str) -> bool:
+    """Tell whether a service logs an error that no fault is a reason for."""
+    return _ERROR.match(line) is not None and not any(sentence in line for sentence in _OF_LIBRARIES)

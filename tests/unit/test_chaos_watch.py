@@ -14,7 +14,7 @@ from parley.log.v1.records_pb2 import EventRecord
 from parley_chaos.load import LoadStoppedError
 from parley_chaos.notes import Notes, _Fingerprints, _taken
 from parley_chaos.plan import Fault, Kind
-from parley_chaos.watch import Watch, _is_outage
+from parley_chaos.watch import Watch, _is_outage, is_own_error
 from parley_checker.guarantees import Guarantee
 from parley_protocol.slots import fingerprint, slot_of
 
@@ -89,3 +89,18 @@ async def test_no_answers_while_consul_is_away_break_g15(tmp_path: Path) -> None
 )
 def test_an_outage_is_consul_away_from_all_or_from_those_without_devices(kind: Kind, target: str, outage: bool) -> None:
     assert _is_outage(Fault(kind, target, 0.0, 1.0)) is outage
+
+
+@pytest.mark.parametrize(
+    ("line", "own"),
+    [
+        ("2026-11-25T02:28:55.523908Z [error    ] service.broke                  service=store", True),
+        ("2026-11-25T02:28:55.523908Z [critical ] service.broke                  service=store", True),
+        ("2026-11-25T02:28:55.523908Z [warning  ] store.batch_failed             error='[error] in it'", False),
+        ("2026-11-25T02:28:55.523908Z [error    ] handler failed                 method=/a.b/c", True),
+        ("2026-11-25T02:28:55.523908Z [error    ] ExecuteBatchError raised in core by servicer method [/a.b/c]", False),
+        ("2026-11-25T02:28:55.523908Z [error    ] Task exception was never retrieved", False),
+    ],
+)
+def test_only_what_a_service_says_is_its_error(line: str, own: bool) -> None:
+    assert is_own_error(line) is own
