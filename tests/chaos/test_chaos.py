@@ -29,7 +29,7 @@ def test_a_short_run_keeps_the_contract(tmp_path: Path, engines: EnginesOfTheRun
     code, report = chaos(
         tmp_path, engines, "--seed", "9", "--faults", str(len(kinds)), *(word for kind in kinds for word in ("--only", kind))
     )
-    assert code == 0, report
+    assert code == 0, "\n".join([*report["problems"], *report["stories"], report.get("said", "")])
     assert (report["faults"], report["kinds"]) == (len(kinds), len(kinds))
     assert report["overlapping"] >= 2
     assert (report["lost"], report["duplicated"], report["misordered"], report["unanswered"]) == (0, 0, 0, 0)
