@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -12,11 +13,13 @@ from parley_chaos.plan import Fault, Kind
 from parley_checker.guarantees import Guarantee
 from parley_checker.verdict import Fault as Broken
 from parley_checker.verdict import Verdict
+from parley_client.notices import ConnectionState
 from parley_cluster.supervisor import Child
 
 MEANWHILE_SECONDS: Final = 30.0  # for all devices to get answers while Consul is away: far more than the slowest fault costs
 _AFTER_SECONDS: Final = 6.0  # after Consul's return: a gateway learns of a lost session within a second or two
 _REST_SECONDS: Final = 30.0  # until the slots lie where they should, given that nothing is wrong
+_CALM_SECONDS: Final = 2.0  # a device that is told to move hears it later than its gateway is done with it
 _LOOK_SECONDS: Final = 0.1  # notes are files
 _CONSUL: Final = "consul"
 _ERROR: Final = re.compile(r"\S+ \[(error|critical) *\] ")
@@ -87,17 +90,23 @@ class Watch:
         return self.verdict
 
     async def _at_rest(self) -> bool:
-        """Wait until all gateways have the slots that they should have: else devices may be on the move."""
+        """Wait until all gateways have the slots that they should have, and no device has been on the move for a while."""
+        calm_since, ends = time.monotonic(), -1
+        deadline = calm_since + _REST_SECONDS
+        while (now := time.monotonic()) < deadline:
+            before, ends = ends, sum(len(one.ends) for one in self._load.devices)
+            connected = all(one.client.connection is ConnectionState.CONNECTED for one in self._load.devices)
+            if before != ends or not connected or not self._slots_rest():
+                calm_since = now
+            elif now - calm_since >= _CALM_SECONDS:
+                return True
+            await asyncio.sleep(_LOOK_SECONDS)
+        return False
+
+    def _slots_rest(self) -> bool:
+        notes = read_notes(self._notes)
         gateways = [child for name, child in self._children.items() if name.startswith("gateway")]
-        try:
-            async with asyncio.timeout(_REST_SECONDS):
-                while True:
-                    notes = read_notes(self._notes)
-                    if all(child.pid in notes and notes[child.pid].at_rest for child in gateways):
-                        return True
-                    await asyncio.sleep(_LOOK_SECONDS)
-        except TimeoutError:
-            return False
+        return all(child.pid in notes and notes[child.pid].at_rest for child in gateways)
 
 
 def _is_outage(fault: Fault) -> bool:
