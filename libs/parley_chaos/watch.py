@@ -36,6 +36,7 @@ class Watch:
         self._children = children
         self._notes = notes
         self._ends_before: dict[str, int] | None = None
+        self._outage = ""
 
     async def begin(self, faults: tuple[Fault, ...]) -> bool:
         """Tell whether a round is one that nobody may notice: Consul away, alone, from a cluster whose slots are at rest.
@@ -44,6 +45,7 @@ class Watch:
         """
         if len(faults) != 1 or not _is_outage(faults[0]) or not await self._at_rest():
             return False
+        self._outage = f"{faults[0].kind} {faults[0].target}"
         self._ends_before = {str(one.device): len(one.ends) for one in self._load.devices}
         return True
 
@@ -53,7 +55,7 @@ class Watch:
         try:
             await self._load.wait_flowing(MEANWHILE_SECONDS)
         except LoadStoppedError as error:
-            self.verdict.blame(Broken.STOPPED, Guarantee.REGISTRY, f"while Consul was away: {error}")
+            self.verdict.blame(Broken.STOPPED, Guarantee.REGISTRY, f"while Consul was away ({self._outage}): {error}")
 
     async def end(self) -> None:
         """Judge that no device was sent away or cut, until those who lost a session have noticed."""
@@ -64,7 +66,8 @@ class Watch:
         self.verdict.judged[Guarantee.REGISTRY] += len(before)
         for one in self._load.devices:
             for why in one.ends[before[str(one.device)] :]:
-                self.verdict.blame(Broken.MISPLACED, Guarantee.REGISTRY, f"Consul was away, and {one.device} was cut off: {why}")
+                story = f"{one.device} was cut off by {self._outage}: {why}"
+                self.verdict.blame(Broken.MISPLACED, Guarantee.REGISTRY, story)
 
     def resumed(self) -> None:
         """Note that all devices had their answers again after a round, and all services were back."""

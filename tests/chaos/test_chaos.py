@@ -10,6 +10,9 @@ from engine_fixtures import EnginesOfTheRun
 from parley_process import Parley
 
 pytestmark = pytest.mark.engines(*ENGINES)
+SERVICES = ("store-1", "store-2", "router-1", "router-2", "gateway-1", "gateway-2")
+LINKS = (*(f"to-{name}" for name in SERVICES), "store-1-to-scylladb", "store-2-to-scylladb", "devices-to-gateway-1")
+TARGETS = (*SERVICES, *LINKS, "kafka", "scylladb", "store", "router", "devices")  # of each kind one that costs seconds
 SECONDS = 280  # three times what an idle machine takes; a run of tests is ended after 300 s of silence
 
 
@@ -26,20 +29,19 @@ def chaos(tmp_path: Path, engines: EnginesOfTheRun, *arguments: str) -> tuple[in
 
 def test_a_short_run_keeps_the_contract(tmp_path: Path, engines: EnginesOfTheRun) -> None:
     kinds = ("kill", "stop", "cut", "blackhole", "drain", "kill_engine", "clock_ahead", "rebalance")
-    code, report = chaos(
-        tmp_path, engines, "--seed", "9", "--faults", str(len(kinds)), *(word for kind in kinds for word in ("--only", kind))
-    )
+    arguments = [word for kind in kinds for word in ("--only", kind)] + [word for name in TARGETS for word in ("--on", name)]
+    code, report = chaos(tmp_path, engines, "--seed", "9", "--faults", str(len(kinds)), *arguments)
     assert code == 0, "\n".join([*report["problems"], *report["stories"], report.get("said", "")])
     assert (report["faults"], report["kinds"]) == (len(kinds), len(kinds))
     assert report["overlapping"] >= 2
     assert (report["lost"], report["duplicated"], report["misordered"], report["unanswered"]) == (0, 0, 0, 0)
     assert report["acked"] == report["stored"] > 100
     assert all(done["proof"] for done in report["done"])
-    assert all(report["guarantees"][name]["judged"] for name in ("G14", "G15", "G20", "G21"))
+    assert all(report["guarantees"][name]["judged"] for name in ("G14", "G20", "G21"))
 
 
 def test_devices_sent_away_by_a_lost_session_are_found_out(tmp_path: Path, engines: EnginesOfTheRun) -> None:
-    """G15. Of a sound build nobody notices that Consul is away: the run above judges that, too."""
+    """G15, in one round: what `parley chaos` judges whenever Consul alone is away."""
     code, report = chaos(
         tmp_path, engines, "--seed", "1", "--faults", "1", "--only", "forget", "--broken", "slots-end-with-session"
     )
