@@ -325,7 +325,7 @@ def test_an_ack_tells_the_others_and_the_readers_devices(direct):
 
 
 def test_receipts_are_not_pushed_in_groups_over_32():
-    users = [f"u{number}" for number in range(33)]
+    users = [f"u{number}" for number in range(32)]
     record = command_record("alice", CreateGroup(member_user_ids=users), number=1)
     scene = Scene(record.conversation_id)
     assert scene.apply(record).all_members

@@ -6,7 +6,7 @@ from parley.api.v1.commands_pb2 import AddMembers, CreateGroup, Leave, RemoveMem
 from parley_protocol.frames import varint
 from parley_protocol.limits import RULES
 from services.store.actions import UndecidableError
-from services.store.decide import Fate, needs_count, needs_first_event
+from services.store.decide import Effect, Fate, needs_count, needs_first_event
 from services.store.encoding import payload_hash
 from services.store.state import Position
 from tests.unit.store_scene import AB, T0, Scene, ack_record, act, command_record, outcome_of, say, text
@@ -171,3 +171,8 @@ def test_a_fate_says_all_that_a_resend_is_answered_by(group):
     assert refused.fate == Fate(Position(1, 0, 3), T0, payload_hash(conversation, "send_message", payload), 0, 0, status)
     assert refused.stamp > effect.stamp > 0
     assert (refused.event, refused.shared, refused.recipients, refused.wakes) == (b"", b"", [], False)
+
+
+def test_an_effect_is_nothing_but_what_is_said():
+    nothing = (0, b"", None, 0, b"", b"", b"", [], False, [], False)
+    assert tuple(getattr(Effect(), name) for name in Effect.__slots__) == nothing
