@@ -58,12 +58,16 @@ class EnginesOfTheRun:
         """Return host:port of a running engine."""
         return self.started(name).address
 
-    def started(self, name: str) -> Started:
-        """Return a running engine, started now if it was not yet. Skips the test where it can't be had."""
+    def require(self, name: str) -> None:
+        """Skip the test where an engine can't be had, for those that start one of their own."""
         if name not in self._missing:
             raise LookupError(f'the test asks for {name} and has no mark @pytest.mark.engines("{name}")')
         if self._missing[name]:
             pytest.skip(f"{name} can't be had here: {self._missing[name]}")
+
+    def started(self, name: str) -> Started:
+        """Return a running engine, started now if it was not yet. Skips the test where it can't be had."""
+        self.require(name)
         if name not in self._started or not self._started[name].is_running():
             # It ends with the thread that starts it, also when pytest is killed.
             assert threading.current_thread() is threading.main_thread()

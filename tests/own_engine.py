@@ -9,10 +9,11 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from engine_fixtures import ENVIRON, KILL_SECONDS, runs
 
@@ -39,15 +40,16 @@ class SmallDisk:
 
     def __init__(self, folder: Path, holder: "subprocess.Popen[bytes]") -> None:
         self._holder = holder
+        self._beside = folder.parent
         self._ballast = Path(f"/proc/{holder.pid}/root{folder}/ballast")
 
     def within(self, command: Sequence[str]) -> list[str]:
         """Return the command that runs this one where the disk is seen."""
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        return ["nsenter", f"--target={self._holder.pid}", "--mount", *user, f"--wd={Path.cwd()}", "--", *command]
+        return ["nsenter", f"--target={self._holder.pid}", "--mount", *user, f"--wd={self._beside}", "--", *command]
 
-    def fill(self) -> None:
-        """Take all the room that is left."""
+    def fill(self, *, but: int = 0) -> None:
+        """Take all the room that is left, but so many bytes."""
         with self._ballast.open("ab", buffering=0) as file:
             try:
                 while file.write(_CHUNK):
@@ -55,6 +57,7 @@ class SmallDisk:
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
+            file.truncate(file.tell() - but)
 
     def empty(self) -> None:
         """Give back what `fill` took."""
@@ -112,16 +115,28 @@ class OwnEngine:
 
 @contextmanager
 def open_own_engine(
-    name: str, folder: Path, *, edit: Edit = lambda _: None, ports: Sequence[str] = (), disk_size: str = ""
+    name: str,
+    folder: Path,
+    *,
+    edit: Edit = lambda _: None,
+    ports: Sequence[str] = (),
+    environ: Mapping[str, str] = MappingProxyType({}),
+    options: Sequence[str] = (),
+    probe: Callable[[int], None] | None = None,
+    disk_size: str = "",
 ) -> Iterator[OwnEngine]:
-    """Run it until the block is left, with more ports, and with its data on a disk of that size if one is given."""
+    """Run it until the block is left, with more ports and options (of its JVM), its data on a disk of that size if one is given.
+
+    `probe` asks instead of the usual one, where that would not be let in.
+    """
     usual = ENGINES[name]
     data = folder / name / "data"
     data.mkdir(parents=True)
     disks: list[SmallDisk] = []
 
     def prepare(place: Place) -> list[str]:
-        command = list(usual.prepare(place))
+        program, *arguments = usual.prepare(place)
+        command = [program, *options, *arguments]
         edit(place)
         if not disk_size:
             return command
@@ -130,8 +145,8 @@ def open_own_engine(
         return disks[0].within(command)
 
     holding = open_small_disk(data, disk_size)
-    engines = engines_of(folder, lambda _: None, ENVIRON, leashed=True)
-    ENGINES[name] = replace(usual, prepare=prepare, ports=(*usual.ports, *ports))
+    engines = engines_of(folder, lambda _: None, ENVIRON | dict(environ), leashed=True)
+    ENGINES[name] = replace(usual, prepare=prepare, ports=(*usual.ports, *ports), probe=probe or usual.probe)
     try:
         engines.up([name])
         own = OwnEngine(name, engines, disks[0] if disks else None)

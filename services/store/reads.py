@@ -32,6 +32,7 @@ EVENTS_PAGE_DEFAULT = 50
 MEMBERS_PAGE_MAX = 500
 MEMBERS_PAGE_DEFAULT = 100
 _EVENTS_TAG = b"\x0a"  # ListEventsResponse.events
+_PAGES_READ = 16  # conversations at once: a few statements for all of them, and at most 13 MB of events
 _EVENTS_READ = 64  # at once: nearly every page, and no more than 16 MB where each event is as large as it may be
 
 
@@ -189,6 +190,42 @@ class Reader:
                 page.append(event)
                 max_bytes -= len(event)
         return page[::-1] if backwards else page
+
+    async def newest(self, wanted: Sequence[tuple[str, Sequence[int]]], max_bytes: int) -> list[list[bytes]]:
+        """Return for each conversation the newest of its events, ascending: one at least while there is room for all of them.
+
+        Whoever asks for many conversations would wait for each if he asked for one page after the other.
+        """
+        pages: list[list[bytes]] = []
+        for start in range(0, len(wanted), _PAGES_READ):
+            if max_bytes <= 0:
+                break
+            part = wanted[start : start + _PAGES_READ]
+            events = await self._events_of_several(part)
+            for conversation_id, seqs in part:
+                page: list[bytes] = []
+                for seq in reversed(seqs if max_bytes > 0 else ()):
+                    event = events.get((conversation_id, seq))
+                    if event is None or (page and len(event) > max_bytes):
+                        break
+                    page.append(event)
+                    max_bytes -= len(event)
+                pages.append(page[::-1])
+        return pages + [[]] * (len(wanted) - len(pages))
+
+    async def _events_of_several(self, wanted: Sequence[tuple[str, Sequence[int]]]) -> dict[tuple[str, int], bytes]:
+        found: dict[tuple[str, int], bytes] = {}
+        missing: dict[Point, tuple[str, int]] = {}
+        for conversation_id, seqs in wanted:
+            for seq in seqs:
+                event = self._recent.get(conversation_id, seq)
+                if event is None:
+                    missing[rows.timeline_point(conversation_id, seq, self._bucket_bits)] = (conversation_id, seq)
+                else:
+                    found[conversation_id, seq] = event
+        if missing:
+            found |= {missing[point]: event for point, event in (await self._timeline.read_points(list(missing))).items()}
+        return found
 
     async def _events(self, conversation_id: str, seqs: Sequence[int]) -> dict[int, bytes]:
         """Return stored events; all seqs lie at or below a head that a state announced."""

@@ -103,7 +103,7 @@ class Syncer:
     async def _fill(
         self, response: SyncResponse, user: str, page: list[_Entry], states: Mapping[str, ConversationState], last_events_count: int
     ) -> None:
-        room = PAGE_BYTES  # for last events; a row that gets none of them is fetched like any other gap
+        wanted: list[tuple[str, list[int]]] = []
         for entry in page:
             state = states.get(entry.held.conversation_id)
             members = (user, entry.peer) if entry.peer else (user,)
@@ -111,12 +111,12 @@ class Syncer:
                 continue  # its first record is being applied: the device will hear of it
             view = response.conversations.add()
             view.CopyFrom(conversation_of(state, user))
-            if last_events_count and room > 0:
-                stays = state.members[user].stays
-                seqs = seqs_before(stays, state.head_seq, view.head_seq + 1, last_events_count)
-                for event in await self._reader.page(state.conversation_id, seqs, room, backwards=True):
+            stays = state.members[user].stays
+            wanted.append((state.conversation_id, seqs_before(stays, state.head_seq, view.head_seq + 1, last_events_count)))
+        if last_events_count:  # what has no room is fetched like any other gap
+            for view, events in zip(response.conversations, await self._reader.newest(wanted, PAGE_BYTES), strict=True):
+                for event in events:
                     view.last_events.add().MergeFromString(event)
-                    room -= len(event)
 
 
 def _large_entry(state: ConversationState, user: str) -> _Entry:

@@ -40,7 +40,7 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kafka(engines: EnginesOfTheRun, tls_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnEngine]:
-    engines.address("kafka")  # skips the test where Kafka can't be had
+    engines.require("kafka")
 
     def edit(place: Place) -> None:
         with (place.folder / "server.properties").open("a") as file:

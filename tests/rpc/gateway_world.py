@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from chassis.eventlog import EventLog
 from chassis.inprocess import InProcessChannel, InProcessServer
 from chassis.registry import Instance
 from chassis.server import open_server
+from chassis.timeline import Timeline
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.commands_pb2 import Command, Outcome, SendMessage
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
@@ -216,11 +217,12 @@ class Back:
 
 
 @asynccontextmanager
-async def open_back(partitions: int = 1) -> AsyncIterator[Back]:
-    """Open engines and a store."""
+async def open_back(partitions: int = 1, *, log: EventLog | None = None, timeline: Timeline | None = None) -> AsyncIterator[Back]:
+    """Open engines and a store; log and tables may be others than those in memory."""
     clock, metrics = SystemClock(), CollectorRegistry()
     topics = dict.fromkeys((COMMANDS, EVENTS, OFFLINE, DEAD_LETTERS), partitions)
-    async with open_embedded_engines(None, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, clock=clock) as engines:
+    async with open_embedded_engines(None, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, clock=clock) as opened:
+        engines = replace(opened, log=log or opened.log, timeline=timeline or opened.timeline)
         internal = InProcessServer()
         try:
             async with open_store(
@@ -236,15 +238,17 @@ async def open_back(partitions: int = 1) -> AsyncIterator[Back]:
 async def open_world(
     *,
     wrap_log: Callable[[EventLog], EventLog] = lambda log: log,
+    log: EventLog | None = None,
+    timeline: Timeline | None = None,
     partitions: int = 1,
     server: dict[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
-    """Open engines, store, router and gateway; the gateway's log may be wrapped."""
+    """Open engines, store, router and gateway; log and tables may be given, and the gateway's log wrapped."""
     configured = GatewaySettings(**{"listen": "127.0.0.1:0", **settings})
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        back = await enter(open_back(partitions))
+        back = await enter(open_back(partitions, log=log, timeline=timeline))
         gateway = await enter(back.gateway(configured, 2, log=wrap_log(back.engines.log), alone=True))
         gateway.register_internal(back.internal)
         await enter(gateway.own_slots(back.engines.registry, address="in-process"))

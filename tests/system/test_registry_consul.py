@@ -37,7 +37,7 @@ def registry_at(
 
 @pytest.fixture
 def consul(tmp_path: Path, engines: EnginesOfTheRun) -> Iterator[OwnConsul]:
-    engines.address("consul")  # skips the test where Consul can't be had
+    engines.require("consul")
     with open_own_consul(tmp_path) as consul:
         yield consul
 

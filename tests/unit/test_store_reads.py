@@ -95,6 +95,12 @@ async def test_a_page_ends_where_a_replica_lags():
         assert not await reader.page(conversation_id, [9, 10, 11, 12], 1_000_000, backwards=True)
 
 
+async def test_the_newest_of_several_conversations_have_no_hole_where_a_replica_lags():
+    async with open_reader() as (reader, _, conversation_id):
+        wanted = [(conversation_id, [8, 9, 10]), (conversation_id, [9, 10, 11]), ("gone", [1]), (conversation_id, [10])]
+        assert [len(page) for page in await reader.newest(wanted, 1_000_000)] == [3, 0, 0, 1]
+
+
 @pytest.mark.parametrize("name", ["seqs_after", "seqs_before"])
 async def test_a_reader_that_forgets_stays_is_found(name, monkeypatch):
     original = getattr(reads, name)

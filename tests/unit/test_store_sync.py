@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from parley.api.v1.commands_pb2 import CreateGroup, SendMessage
 from parley.api.v1.messaging_service_pb2 import SyncRequest
 from parley_protocol.digests import BUCKET_COUNT, Held, digests_of, whole_digest
 from parley_protocol.ids import direct_conversation_id
-from services.store import rows
+from services.store import reads, rows, sync
 from services.store.reads import Reader
 from services.store.recent import RecentEvents
 from services.store.state import LARGE_ABOVE
@@ -24,13 +25,28 @@ PEERS = [f"u{number}" for number in range(9)]
 ALL = {direct_conversation_id("alice", peer) for peer in PEERS}
 
 
-class World:
-    """Alice's 1-1 conversations, in tables."""
+BUCKET_BITS = 4
+
+
+class Asked:
+    """A timeline that counts what it is asked."""
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
+        self.count = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.count += 1
+        return getattr(self._timeline, name)
+
+
+class World:
+    """Alice's 1-1 conversations, in tables."""
+
+    def __init__(self, timeline: Any) -> None:
+        self._timeline = timeline
         self._scenes = {peer: Scene(direct_conversation_id("alice", peer)) for peer in PEERS}
-        self.syncer = Syncer(timeline, Reader(timeline, RecentEvents(0), 4))
+        self.syncer = Syncer(timeline, Reader(timeline, RecentEvents(0), BUCKET_BITS))
 
     async def write(self, peer: str, now_ms: int) -> str:
         """Let a peer write to alice; return the conversation."""
@@ -40,7 +56,8 @@ class World:
         state = scene.state
         for user in state.members:
             state.touch_member(user)
-        await self._timeline.write([*rows.inbox_rows(state), *rows.state_rows(state)])
+        events = [rows.event_row(state.conversation_id, seq, event, seq, BUCKET_BITS) for seq, event in scene.events.items()]
+        await self._timeline.write([*events, *rows.inbox_rows(state), *rows.state_rows(state)])
         rows.clear_dirty(state)
         return state.conversation_id
 
@@ -52,7 +69,7 @@ class World:
 @asynccontextmanager
 async def open_world() -> AsyncIterator[World]:
     async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
-        world = World(engines.timeline)
+        world = World(Asked(engines.timeline))
         for number, peer in enumerate(PEERS):
             await world.write(peer, T0 + 1000 * number)
         yield world
@@ -85,6 +102,31 @@ async def test_what_differs_is_told_whatever_happens_between_two_pages():
             more, token = await world.page(digests, token)
             seen += more
         assert sorted(seen) == sorted(ALL)
+
+
+async def test_last_events_come_in_a_few_reads_however_many_conversations_there_are():
+    async with open_world() as world:
+        await world.write(PEERS[0], T0 + 1_000_000)
+        asked = world.syncer._timeline
+        before = asked.count
+        response = await world.syncer.sync("alice", SyncRequest(page_size=100, last_events_count=2))
+        assert asked.count - before <= 3, "the inbox, the states, the events"
+        seqs = {row.peer_user_id: [event.seq for event in row.last_events] for row in response.conversations}
+        assert seqs == {peer: [1, 2] if peer == PEERS[0] else [1] for peer in PEERS}
+
+
+async def test_last_events_are_told_as_far_as_there_is_room_the_latest_conversations_first(monkeypatch):
+    monkeypatch.setattr(reads, "_PAGES_READ", 2)
+    async with open_world() as world:
+        size = len(
+            (await world.syncer.sync("alice", SyncRequest(page_size=1, last_events_count=1)))
+            .conversations[0]
+            .last_events[0]
+            .SerializeToString()
+        )
+        monkeypatch.setattr(sync, "PAGE_BYTES", 3 * size)
+        response = await world.syncer.sync("alice", SyncRequest(page_size=100, last_events_count=5))
+        assert [len(row.last_events) for row in response.conversations] == [1, 1, 1] + [0] * (len(PEERS) - 3)
 
 
 async def test_whole_digests_are_those_of_sync_in_one_number():
@@ -131,7 +173,7 @@ async def test_a_large_conversation_is_told_as_its_state_says():
     assert scene.state.large
     async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
         await engines.timeline.write([*rows.inbox_rows(scene.state), *rows.state_rows(scene.state)])
-        syncer = Syncer(engines.timeline, Reader(engines.timeline, RecentEvents(0), 4))
+        syncer = Syncer(engines.timeline, Reader(engines.timeline, RecentEvents(0), BUCKET_BITS))
         row = (await syncer.sync("m0", SyncRequest())).conversations[0]
         assert (row.head_seq, row.unread_count, row.version, row.title, row.member_count) == (2, 1, 1, "all", LARGE_ABOVE + 1)
         for held_seq, differs in ((2, False), (1, True)):
