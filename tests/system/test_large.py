@@ -1,6 +1,6 @@
-"""A conversation with very many events in a cluster on Kafka and the database.
+"""A conversation with very many events and a user with 5,000 conversations, in a cluster on Kafka and the database.
 
-They lie in the tables before anybody connects. What is asked of it is right, and costs what it costs in a small one: counted in
+Both lie in the tables before anybody connects. What is asked of them is right, and costs what it costs in small ones: counted in
 rows that a page reads, for times say little on a shared machine. Those are logged (`--log-cli-level=INFO`), of a million events
 with `LARGE_EVENTS=1000000`.
 """
@@ -27,8 +27,10 @@ from chassis.timeline_cql_settings import CqlSettings
 from parley.api.v1 import messaging_service_pb2 as api
 from parley.api.v1.commands_pb2 import Command, SendMessage
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
+from parley_cli.bench_sync import _held
 from parley_cli.connection import local_token
 from parley_client import MemoryStore, open_client
+from parley_protocol.digests import digests_of
 from parley_protocol.ids import direct_conversation_id
 from services.store.rows import TABLES
 from services.store.schema import SCHEMA
@@ -38,6 +40,7 @@ pytestmark = pytest.mark.engines(*ENGINES)
 NAMES = own_names()
 EVENTS = int(ENVIRON.get("LARGE_EVENTS", "60000"))
 FEW = 1_000
+CONVERSATIONS = 5_000
 PAGE, PAGES = 50, 40
 TEST_SECONDS = 1_200.0  # a failing test waits for it, and who asks for a million events
 
@@ -56,6 +59,8 @@ async def fill(settings: CqlSettings) -> None:
     async with opening as timeline:
         await write_all(timeline, written_by("alice", "bob", EVENTS, now_ms))
         await write_all(timeline, written_by("alice", "carol", FEW, now_ms))
+        friends = (written_by(f"friend-{number}", "dora", 1, now_ms - number) for number in range(CONVERSATIONS))
+        await write_all(timeline, (row for rows in friends for row in rows))
     _log.info(f"filled in {time.monotonic() - begin:.1f} s")
 
 
@@ -140,6 +145,43 @@ def test_a_page_of_a_huge_conversation_is_right_and_costs_what_one_of_a_small_on
                 assert await alice.submit("bob") == EVENTS + 2
                 async for event in phone.events():
                     if event.seq == EVENTS + 2:
+                        break
+
+    bounded(test())
+
+
+def test_a_user_with_5_000_conversations_gets_all_of_them_and_then_what_changed(cluster: ClusterProcess) -> None:
+    async def test() -> None:
+        async with grpc.aio.insecure_channel(cluster.address) as channel:
+            dora, friend = Asking(cluster, channel, "dora"), Asking(cluster, channel, "friend-7")
+            began = time.monotonic()
+            found = await dora.sync([])
+            _log.info(f"{len(found)} conversations in {time.monotonic() - began:.2f} s")
+            assert {row.peer_user_id for row in found} == {f"friend-{number}" for number in range(CONVERSATIONS)}
+            assert [row.last_time.ToMilliseconds() for row in found] == sorted(
+                (row.last_time.ToMilliseconds() for row in found), reverse=True
+            )
+            held = {row.conversation_id: _held(row) for row in found}
+            began = time.monotonic()
+            assert await dora.sync(digests_of(held.values())) == []
+            _log.info(f"nothing changed: {(time.monotonic() - began) * 1e3:.0f} ms")
+
+            assert await friend.submit("dora") == 2
+            began = time.monotonic()
+            found = await dora.sync(digests_of(held.values()))
+            _log.info(f"one changed: {len(found)} rows in {(time.monotonic() - began) * 1e3:.0f} ms")
+            assert 2 in [row.head_seq for row in found]
+            assert len(found) < CONVERSATIONS / 20, "one bucket of 64"
+
+            token = local_token(cluster.data, "dora", "")
+            async with open_client(cluster.address, token=token, device_id="phone", store=MemoryStore()) as phone:
+                began = time.monotonic()
+                await phone.caught_up()
+                _log.info(f"a device is caught up after {time.monotonic() - began:.1f} s")
+                assert len(phone.conversations()) == CONVERSATIONS
+                assert await friend.submit("dora") == 3
+                async for event in phone.events():
+                    if event.seq == 3:
                         break
 
     bounded(test())
