@@ -174,6 +174,8 @@ class OutboxState:
         hold = self._holds.get(conversation_id)
         if hold is None or hold.number == 0:
             self._holds[conversation_id] = _Hold(number, until)
+        elif number < hold.number:  # sent again after 30 s, and refused behind a later one: now the server waits for this one
+            self._holds[conversation_id] = _Hold(number, max(hold.until, until))
         else:
             hold.until = max(hold.until, until)
 

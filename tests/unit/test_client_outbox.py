@@ -176,6 +176,21 @@ def test_what_has_no_outcome_while_its_conversation_is_held_for_a_later_one_is_r
     assert take(box, 40.0) == [(1, "a1"), (2, "a2")]
 
 
+def test_a_command_sent_again_and_refused_after_a_later_one_is_what_the_server_waits_for_from_then_on():
+    box = outbox(command("a1"))
+    take(box, 0.0)
+    box.add(command("a2"))
+    take(box, 29.0)
+    box.on_time(RESEND_SECONDS)
+    assert take(box, RESEND_SECONDS) == [(1, "a1"), (2, "a2")]
+    box.on_retry(b"a2", 2, "x", until=40.0)
+    box.on_retry(b"a1", 1, "x", until=31.0)
+    box.settle(b"a1")  # it was stored when it was sent first
+    box.on_time(40.0)
+    assert box.take_skips() == [(1, "x")]
+    assert take(box, 40.0) == [(2, "a2")]
+
+
 def test_a_retry_that_names_no_number_holds_from_the_command_itself():
     box = outbox(command("a1"))
     take(box)
@@ -243,8 +258,8 @@ class Gateway:
         if held is not None and number > held:
             return held
         if refuse:
-            self.holds.setdefault(pending.conversation_id, number)
-            return self.holds[pending.conversation_id]
+            self.holds[pending.conversation_id] = number  # also of one sent again, which comes before what is held
+            return number
         if held == number:
             del self.holds[pending.conversation_id]
         timeline = self.stored.setdefault(pending.conversation_id, [])
