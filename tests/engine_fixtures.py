@@ -1,4 +1,4 @@
-"""Real engines for the tests of a run: provisioned before the first test, started when one first asks, stopped at the end.
+"""Real engines for the tests of a run: provisioned and begun before the first test, waited for when one asks, stopped at the end.
 
 A test names what it needs by a mark and asks the fixture where it is:
 
@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -42,7 +43,13 @@ class EnginesOfTheRun:
     def __init__(self, engines: NativeEngines, missing: dict[str, str]) -> None:
         self._engines = engines
         self._missing = missing
+        self._begun: dict[str, Started] = {}  # by `begin`; nobody has asked for it yet
         self._started: dict[str, Started] = {}
+
+    def begin(self) -> None:
+        """Start all that this run needs, without waiting: they come up while tests run that need none."""
+        with suppress(EngineError):  # whoever needs it meets it again, and says so
+            self._begun = self._engines.begin([name for name, why in self._missing.items() if not why])
 
     @property
     def folder(self) -> Path:
@@ -66,7 +73,7 @@ class EnginesOfTheRun:
             pytest.skip(f"{name} can't be had here: {self._missing[name]}")
 
     def started(self, name: str) -> Started:
-        """Return a running engine, started now if it was not yet. Skips the test where it can't be had."""
+        """Return an engine that answers, started now if it does not run. Skips the test where it can't be had."""
         self.require(name)
         if name not in self._started or not self._started[name].is_running():
             # It ends with the thread that starts it, also when pytest is killed.
@@ -82,11 +89,11 @@ class EnginesOfTheRun:
 
     def pids(self) -> set[str]:
         """Return the processes that outlive a test and are no leak."""
-        return {str(started.pid) for started in self._started.values()}
+        return {str(started.pid) for started in [*self._begun.values(), *self._started.values()]}
 
     def stop(self) -> None:
         """End all of them."""
-        self._engines.down(self._started)
+        self._engines.down(self._begun | self._started)
 
 
 def provision_for(session: pytest.Session, engines: NativeEngines) -> dict[str, str]:
@@ -125,15 +132,22 @@ def described(name: str, *, missing: bool) -> str:
     return f"no {program}" if missing else program
 
 
-@pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginesOfTheRun]:
-    """Real engines, see this module."""
+@pytest.fixture(scope="session", autouse=True)
+def begun_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginesOfTheRun]:
+    """Begin them with the run. Not under the name that tests use: some files have a fixture of that name for themselves."""
     said: list[str] = []
     run = EnginesOfTheRun(engines_of(tmp_path_factory.mktemp("engines"), said.append, ENVIRON, leashed=True), _missing)
     runs.append(run)
+    run.begin()
     yield run
     run.stop()
     runs.remove(run)
+
+
+@pytest.fixture(scope="session")
+def engines(begun_engines: EnginesOfTheRun) -> EnginesOfTheRun:
+    """Real engines, see this module."""
+    return begun_engines
 
 
 def engine_pids() -> set[str]:

@@ -44,6 +44,17 @@ class NativeEngines:
         for engine in missing:
             provision(engine.recipe, cache, self.environ, self.tell)
 
+    def begin(self, names: Sequence[str]) -> dict[str, Started]:
+        """Start what is provisioned and does not run yet, without waiting until it answers: `up` does, whenever it is needed."""
+        cache = default_cache_dir(self.environ)
+        with locked(self.data):
+            before = read_state(self.data)
+            for name in names:
+                if name not in before or not before[name].is_running():
+                    self._start(ENGINES[name], cache)
+            state = read_state(self.data)
+        return {name: state[name] for name in names}
+
     def up(self, names: Sequence[str]) -> dict[str, Started]:
         """Provision and start what does not run yet, and return once all of it answers. What fails to start is stopped again."""
         engines = [ENGINES[name] for name in names]

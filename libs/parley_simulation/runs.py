@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
+from typing import ParamSpec, TypeVar
 
 from chassis.testing.faults import WALL_JUMP
 from parley_checker.guarantees import Guarantee
@@ -16,6 +18,8 @@ from parley_simulation.shrink import TRIES_MAX, shrink
 from parley_simulation.store_world import run_seed
 from parley_simulation.world import run_world
 
+Params = ParamSpec("Params")
+T = TypeVar("T")
 Run = tuple[Plan, Report]
 
 _CHUNK = 4  # plans handed to a process at once: a second of work, so that progress moves and handing over costs nothing
@@ -45,7 +49,11 @@ class Pool:
 
     def submit(self, plans: Sequence[Plan]) -> Future[list[Run]]:
         """Have one of the processes run these plans, after what it was given before."""
-        return self._executor.submit(_run_all, plans)
+        return self.call(_run_all, plans)
+
+    def call(self, function: Callable[Params, T], *args: Params.args, **kwargs: Params.kwargs) -> Future[T]:
+        """Have one of the processes call a function, which it must be able to import, after what it was given before."""
+        return self._executor.submit(function, *args, **kwargs)
 
     def end_when_done(self) -> None:
         """Take no more plans: each process ends when it has nothing left to run."""
@@ -53,10 +61,12 @@ class Pool:
 
 
 @contextmanager
-def open_pool(jobs: int) -> Iterator[Pool]:
-    """Start so many processes; leaving ends them after what they are at, and drops what they have not begun."""
-    # Spawned, not forked: what the parent has loaded may have threads. Ctrl-C is the parent's to hear.
-    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+def open_pool(jobs: int, *, niceness: int = 0) -> Iterator[Pool]:
+    """Start so many processes, so much nicer than this one; leaving ends them after what they are at, and drops what they have
+    not begun. They end with this process, however that ends.
+    """
+    # Spawned, not forked: what the parent has loaded may have threads.
+    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_process, (niceness,))
     try:
         yield Pool(executor)
     finally:
@@ -85,6 +95,20 @@ def run_many(plans: Iterable[Plan], jobs: int) -> Iterator[Run]:
 def cores() -> int:
     """Return how many processes can run at a time here."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin_process(niceness: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
+    os.nice(niceness)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for nothing more once nobody can ask: the queue of a killed parent never ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_all(plans: Iterable[Plan]) -> list[Run]:

@@ -1,15 +1,27 @@
-"""The seeds that every test run takes, on all cores: begun with the first test, judged by those that wait for their own."""
+"""What every test run takes of the simulation, on all cores: seeds, and rules that are broken on purpose.
 
-from collections.abc import Iterator
+They are begun when the run begins, with a lower priority than its tests: those of earlier tiers wait most of the time, for engines,
+for disks, and for each other. The tests of this tier judge what came of them.
+"""
+
+from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
 
 import pytest
 
 from parley_simulation.plan import Plan, Scene
 from parley_simulation.runs import Run, cores, open_pool
+from tests.simulation import mutants
 
 SEEDS = {Scene.SYSTEM: 120, Scene.STORE: 200}
-CHUNK = 20  # a test's share: far below the time after which a test counts as hung, also on a machine that does other things
+CHUNK = 10  # a test's share: far below the time after which a test counts as hung, also on a machine that does other things
+SEEDS_MAX = 40  # a rule whose breach shows more rarely than that is not proven by the seeds that every test run takes
+NICENESS = 5  # a third of a test's share where both want a core
+
+_runs: dict[tuple[Scene, int], Future[list[Run]]] = {}
+_fates: dict[str, Future[int | None]] = {}
+_pool = ExitStack()
 
 
 def chunks(scene: Scene) -> list[range]:
@@ -17,15 +29,33 @@ def chunks(scene: Scene) -> list[range]:
     return [range(first, min(first + CHUNK, SEEDS[scene])) for first in range(0, SEEDS[scene], CHUNK)]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def runs(request: pytest.FixtureRequest) -> Iterator[dict[tuple[Scene, int], Future[list[Run]]]]:
-    """Return what will come of the seeds, by their scene and the first of their chunk; empty if no test waits for them."""
-    if not any("runs" in item.function.__code__.co_varnames for item in request.session.items if isinstance(item, pytest.Function)):
-        yield {}
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin what the tests of this run will ask for."""
+    items = [item for item in session.items if isinstance(item, pytest.Function)]
+    broken = [item.callspec.params["name"] for item in items if "fates" in item.fixturenames]
+    judged = any("runs" in item.fixturenames for item in items)
+    if session.config.option.collectonly or not (broken or judged):
         return
-    with open_pool(cores()) as pool:
-        runs = {
-            (scene, chunk[0]): pool.submit([Plan.of(scene, seed) for seed in chunk]) for scene in SEEDS for chunk in chunks(scene)
-        }
-        pool.end_when_done()
-        yield runs
+    pool = _pool.enter_context(open_pool(cores(), niceness=NICENESS))
+    _fates.update((name, pool.call(mutants.find, name, SEEDS_MAX)) for name in broken)
+    for scene in SEEDS if judged else ():
+        _runs.update(((scene, chunk[0]), pool.submit([Plan.of(scene, seed) for seed in chunk])) for chunk in chunks(scene))
+    pool.end_when_done()
+
+
+def pytest_sessionfinish() -> None:
+    for left in (*_runs.values(), *_fates.values()):
+        left.cancel()  # of a run that ended early; without one there is nothing left
+    _pool.close()
+
+
+@pytest.fixture(scope="session")
+def runs() -> Mapping[tuple[Scene, int], Future[list[Run]]]:
+    """Return what will come of the seeds, by their scene and the first of their chunk."""
+    return _runs
+
+
+@pytest.fixture(scope="session")
+def fates() -> Mapping[str, Future[int | None]]:
+    """Return for each broken rule which seed will find it; None: it survives SEEDS_MAX seeds."""
+    return _fates

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import NamedTuple
 
@@ -16,11 +16,27 @@ import pytest
 
 from parley_simulation import store_mutations, world_mutations
 from parley_simulation.plan import Plan, Scene
+from parley_simulation.processes import BrokenError
 from parley_simulation.reports import Report
 from parley_simulation.store_world import run_seed
 from parley_simulation.world import run_world
 from tests.simulation import one_line_mutations
 
+# Seeds that find what few do, as `make mutants` prints them (less one). They are tried first, which saves half a minute; where a
+# change of the code makes one of them find nothing any more, it costs a seed.
+LIKELY: Mapping[str, int] = {
+    "dedupe looks only into the present week": 4,
+    "rejections are not sticky": 6,
+    "memory is kept over a jump of positions": 39,
+    "watermarks go back": 3,
+    "the router commits what it has queued, before it is delivered": 30,
+    "the gateway forgets what an append that failed was to add": 5,
+    "the gateway drops watermarks that a partition does not take at once": 11,
+    "watermarks are not in the digests": 3,
+    "a device does not say again at Sync what the server does not know": 3,
+    "a gateway takes frames under any epoch": 19,
+    "what is free is taken at once under a new session": 3,
+}
 SEEDS_MAX = 200  # of a mutation that survives: far more than any that is found needs
 
 
@@ -59,6 +75,22 @@ def judge(name: str, seeds_max: int) -> Fate:
             fell = tuple(sorted(int(guarantee) for guarantee, count in report.verdict.broken.items() if count))
             return Fate(name, seed + 1, fell or (21,), report.broken[0])
     return Fate(name, seeds_max, (), "")
+
+
+def find(name: str, seeds_max: int) -> int | None:
+    """Return the first seed that finds the mutation, which breaks the contract; None if it survives."""
+    scene, apply = appliers()[name]
+    with pytest.MonkeyPatch.context() as patch:
+        apply(patch)
+        for seed in sorted(range(seeds_max), key=lambda seed: seed != LIKELY.get(name)):
+            try:
+                if scene is Scene.STORE:
+                    run_seed(seed)
+                else:
+                    run_world(seed, only_router_dies=name in world_mutations.show_in_calm)
+            except BrokenError:
+                return seed
+    return None
 
 
 def run(scene: Scene, seed: int, *, calm: bool) -> Report:

@@ -1,5 +1,8 @@
 """How a failing run is made small, and what a large number of runs must have met."""
 
+import signal
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -90,3 +93,19 @@ def test_a_story_tells_what_became_of_its_message():
 @pytest.mark.parametrize("words", [["--seed", "1", "--seeds", "2"], ["--trace"], ["--faults", "rain"]], ids=" ".join)
 def test_what_can_not_be_meant_is_refused(words):
     assert CliRunner().invoke(main, ["simulate", *words]).exit_code == 2
+
+
+KILLED_WITH_A_POOL = """
+import os, signal
+from parley_simulation.runs import open_pool
+
+with open_pool(1) as pool:
+    pool.call(os.getpid).result()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_processes_of_a_pool_end_with_their_parent_also_if_it_is_killed():
+    # They hold their parent's output open: this returns once all have ended.
+    done = subprocess.run([sys.executable, "-c", KILLED_WITH_A_POOL], stdout=subprocess.PIPE, timeout=50, check=False)
+    assert done.returncode == -signal.SIGKILL
