@@ -183,14 +183,16 @@ async def test_durability_is_as_asked(tmp_path: Path, synchronous: Synchronous, 
 async def test_the_write_ahead_log_is_copied_beside_the_writer_and_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop, twice = asyncio.get_running_loop(), asyncio.Event()
+    loop, copied = asyncio.get_running_loop(), asyncio.Event()
+    written = threading.Event()
     calls: list[tuple[bool, int]] = []
     checkpoint = sqlite_checkpoints._checkpoint
 
     def noting(connection: sqlite3.Connection) -> tuple[bool, int]:
+        all_is_written = written.is_set()
         calls.append(checkpoint(connection))
-        if len(calls) == 2:  # beside the writer, then on it
-            loop.call_soon_threadsafe(twice.set)
+        if all_is_written and len(calls) % 2 == 0:  # beside the writer, then on it
+            loop.call_soon_threadsafe(copied.set)
         return calls[-1]
 
     monkeypatch.setattr(sqlite_checkpoints, "_checkpoint", noting)
@@ -198,8 +200,9 @@ async def test_the_write_ahead_log_is_copied_beside_the_writer_and_starts_anew(
     async with opened(tmp_path / "test.db") as database:
         for key in range(3):
             await database.write(insert(key, bytes(100_000)))
+        await database.write(lambda connection: written.set())  # on the writer's thread: what it copies from here on is all
         async with asyncio.timeout(20):
-            await twice.wait()
+            await copied.wait()
         wal_bytes = (tmp_path / "test.db-wal").stat().st_size
         assert (tmp_path / "test.db").stat().st_size > 100_000
         await database.write(insert(3))
