@@ -1,7 +1,6 @@
 """What a device misses unnoticed, it is told at last: its digest and the store's differ twice in a row."""
 
 import random
-from typing import Any
 
 import pytest
 
@@ -13,6 +12,7 @@ from services.gateway.deliver import GatewayRpc
 
 LOST = 0.2  # of what is delivered
 SEEDS = range(3)
+SEEDS_MAX = 20  # where nobody asks: what is lost shows only if nothing came after it
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +37,9 @@ def test_devices_end_with_all_that_is_theirs(seed: int) -> None:
 def test_without_being_asked_they_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DigestChecks, "ask", lambda self, session, now: None)
     with pytest.raises(BrokenError):
-        run_all()
+        run_all(range(SEEDS_MAX))
 
 
-def run_all() -> Any:
-    for seed in SEEDS:
+def run_all(seeds: range) -> None:
+    for seed in seeds:
         run_world(seed, rates={})
