@@ -179,6 +179,8 @@ def hold_folder(folder: Path) -> Iterator[None]:
             raise DataFolderError(f"the data folder {folder} can't be used: {error.strerror}") from error
         yield
     finally:
+        # Closing alone would leave the lock to a child that is just being forked, until it has become its program.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

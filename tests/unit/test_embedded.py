@@ -77,6 +77,17 @@ async def test_a_folder_is_not_opened_twice_in_one_process(tmp_path: Path) -> No
         pass
 
 
+def test_a_child_that_was_just_forked_does_not_keep_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, really_open = [], os.open
+    monkeypatch.setattr(os, "open", lambda *args: opened.append(really_open(*args)) or opened[-1])
+    with hold_folder(tmp_path):
+        copies = [os.dup(descriptor) for descriptor in opened]  # as fork makes them
+    with hold_folder(tmp_path):
+        pass
+    for copy in copies:
+        os.close(copy)
+
+
 def test_a_new_folder_is_for_its_owner_only(tmp_path: Path) -> None:
     with hold_folder(tmp_path / "new" / "data"):
         assert (tmp_path / "new" / "data").stat().st_mode & 0o777 == 0o700
