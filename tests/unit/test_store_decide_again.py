@@ -1,5 +1,7 @@
 """What the store's rules say at their bounds, and what they tell of records that they meet again."""
 
+from dataclasses import astuple
+
 import pytest
 
 from parley.api.v1.commands_pb2 import AddMembers, CreateGroup, Leave, RemoveMember
@@ -175,4 +177,4 @@ def test_a_fate_says_all_that_a_resend_is_answered_by(group):
 
 def test_an_effect_is_nothing_but_what_is_said():
     nothing = (0, b"", None, 0, b"", b"", b"", [], False, [], False)
-    assert tuple(getattr(Effect(), name) for name in Effect.__slots__) == nothing
+    assert astuple(Effect()) == nothing
