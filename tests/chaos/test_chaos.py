@@ -13,6 +13,7 @@ pytestmark = pytest.mark.engines(*ENGINES)
 SERVICES = ("store-1", "store-2", "router-1", "router-2", "gateway-1", "gateway-2")
 LINKS = (*(f"to-{name}" for name in SERVICES), "store-1-to-scylladb", "store-2-to-scylladb", "devices-to-gateway-1")
 TARGETS = (*SERVICES, *LINKS, "kafka", "scylladb", "store", "router", "devices")  # of each kind one that costs seconds
+RESUMED_SECONDS = 30  # after an engine is back, everything flows again
 SECONDS = 280  # three times what an idle machine takes; a run of tests is ended after 300 s of silence
 
 
@@ -38,6 +39,8 @@ def test_a_short_run_keeps_the_contract(tmp_path: Path, engines: EnginesOfTheRun
     assert report["acked"] == report["stored"] > 100
     assert all(done["proof"] for done in report["done"])
     assert all(report["guarantees"][name]["judged"] for name in ("G14", "G20", "G21"))
+    resumed = [done["flowed_after_seconds"] for done in report["done"] if done["kind"] == "kill_engine"]
+    assert 0 < max(resumed) < RESUMED_SECONDS
 
 
 def test_devices_sent_away_by_a_lost_session_are_found_out(tmp_path: Path, engines: EnginesOfTheRun) -> None:
