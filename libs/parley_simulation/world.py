@@ -152,17 +152,20 @@ class World:
         await asyncio.sleep(QUIET_SECONDS)
         await self._let_weeks_pass()
         for one in self._clients:
-            try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    await one.idle.wait()
-                    if isinstance(one, SimulatedDevice):
-                        assert one.client is not None
-                        await one.client.caught_up()
-            except TimeoutError:
-                raise BrokenError(f"{one.device} still waits, {PATIENCE_SECONDS:g} s after all faults ended") from None
+            await self._wait_idle(one)
         await asyncio.sleep(LAST_ACKS_SECONDS)
         await simulation.settle()
         return await self._judge()
+
+    async def _wait_idle(self, one: SimulatedDevice | Bot) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await one.idle.wait()
+                if isinstance(one, SimulatedDevice):
+                    assert one.client is not None
+                    await one.client.caught_up()
+        except TimeoutError:
+            raise BrokenError(f"{one.device} still waits, {PATIENCE_SECONDS:g} s after all faults ended") from None
 
     async def _send_away(self) -> None:
         """Switch devices off for weeks, whatever they are at."""
@@ -174,9 +177,15 @@ class World:
                 self._away.append(one)
 
     async def _let_weeks_pass(self) -> None:
-        """If somebody is away, let that be for weeks. Nothing else is under way by now, and what has expired is gone."""
+        """If somebody is away, let that be for weeks: what has expired is gone.
+
+        Bots have all their answers by then: they resend without looking whether it is stored, and after weeks nobody remembers.
+        """
         if not self._away:
             return
+        for bot in self.bots:
+            if not bot.idle.is_set():
+                await self._wait_idle(bot)
         await self.simulation.settle()
         for topic, found in self._read.items():
             found += await read_all(self.simulation.log, topic)
