@@ -115,6 +115,14 @@ class Scene:
         return InboxRow.FromString(self.tables[rows.INBOX, user, self.state.conversation_id.encode()][1])
 
 
+def group_scene(*members: str, title: str = "") -> Scene:
+    """Return the scene of a group that alice has made with these members."""
+    record = command_record("alice", CreateGroup(title=title, member_user_ids=members), number=1)
+    scene = Scene(record.conversation_id)
+    scene.apply(record)
+    return scene
+
+
 def outcome_of(effect: Effect):
     """Return the one outcome that the actor's device gets."""
     outcomes = ServerBatch.FromString(effect.own).outcomes

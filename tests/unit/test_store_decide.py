@@ -11,7 +11,7 @@ from services.store import rows
 from services.store.actions import UndecidableError
 from services.store.decide import DEDUPE_MS, NewerRulesError, decide
 from services.store.state import NewerEpochError, Position
-from tests.unit.store_scene import AB, T0, Scene, ack_record, act, command_record, outcome_of, request_id, say, text
+from tests.unit.store_scene import AB, T0, Scene, ack_record, act, command_record, group_scene, outcome_of, request_id, say, text
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -23,10 +23,7 @@ def direct() -> Scene:
 
 @pytest.fixture
 def group() -> Scene:
-    record = command_record("alice", CreateGroup(title="team", member_user_ids=["bob", "carol"]), number=1)
-    scene = Scene(record.conversation_id)
-    scene.apply(record)
-    return scene
+    return group_scene("bob", "carol", title="team")
 
 
 def rejection(effect) -> str:

@@ -11,7 +11,7 @@ from services.store.actions import UndecidableError
 from services.store.decide import Effect, Fate, needs_count, needs_first_event
 from services.store.encoding import payload_hash
 from services.store.state import Position
-from tests.unit.store_scene import AB, T0, Scene, ack_record, act, command_record, outcome_of, say, text
+from tests.unit.store_scene import AB, T0, Scene, ack_record, act, command_record, group_scene, outcome_of, say, text
 
 
 @pytest.fixture
@@ -21,18 +21,12 @@ def direct() -> Scene:
 
 @pytest.fixture
 def group() -> Scene:
-    record = command_record("alice", CreateGroup(title="team", member_user_ids=["bob", "carol"]), number=1)
-    scene = Scene(record.conversation_id)
-    scene.apply(record)
-    return scene
+    return group_scene("bob", "carol", title="team")
 
 
 def group_of(count: int) -> Scene:
     """Make a group of so many members, alice among them."""
-    record = command_record("alice", CreateGroup(member_user_ids=[f"u{number}" for number in range(1, count)]), number=1)
-    scene = Scene(record.conversation_id)
-    scene.apply(record)
-    return scene
+    return group_scene(*(f"u{number}" for number in range(1, count)))
 
 
 def test_a_request_id_is_remembered_to_the_end_of_its_14_days(direct):
