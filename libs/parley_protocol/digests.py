@@ -36,8 +36,8 @@ def digest_of(held: Held) -> int:
 
     That is the first 8 bytes, big-endian, of SHA-256 over the id and six 8-byte big-endian numbers.
     """
-    numbers = b"".join(number.to_bytes(8, "big") for number in held[1:])
-    return int.from_bytes(hashlib.sha256(held.conversation_id.encode() + numbers).digest()[:8], "big")
+    numbers = b"".join(number.to_bytes(8) for number in held[1:])
+    return int.from_bytes(hashlib.sha256(held.conversation_id.encode() + numbers).digest()[:8])
 
 
 def whole_digest(digests: Iterable[int]) -> int:

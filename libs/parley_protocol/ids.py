@@ -33,5 +33,5 @@ def group_conversation_id(creator: str, device_id: str, request_id: bytes) -> st
 
 
 def _hash_text(*parts: bytes) -> str:
-    digest = hashlib.sha256(b"".join(len(part).to_bytes(2, "big") + part for part in parts)).digest()
+    digest = hashlib.sha256(b"".join(len(part).to_bytes(2) + part for part in parts)).digest()
     return b32encode(digest[:_HASH_BYTES]).decode().rstrip("=").lower()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from parley.api.v1.errors_pb2 import ErrorReason
 from parley.api.v1.messaging_service_pb2 import GoAwayReason
-from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digest_of, digests_of
+from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digest_of, digests_of, whole_digest
 from parley_protocol.ids import direct_conversation_id
 
 TEXT = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
@@ -21,6 +21,13 @@ def test_the_worked_example_is_what_the_code_computes():
     assert f"`{digests[18]:016x}`" in TEXT
     assert "| bucket | 18 | 18 |" in TEXT
     assert [bucket for bucket in range(BUCKET_COUNT) if digests[bucket]] == [18]
+    assert digests[18] == digest_of(DIRECT) ^ digest_of(GROUP)
+
+
+def test_two_views_are_equal_as_a_whole_if_all_buckets_are():
+    digests = digests_of([DIRECT, GROUP, Held("elsewhere", 1, 1, 1, 0, 0, 0)])
+    assert whole_digest(digests) == digests[18] ^ digests[bucket_of("elsewhere")]
+    assert whole_digest(digests_of([])) == 0
 
 
 def test_every_goodbye_is_in_the_table():
