@@ -36,7 +36,7 @@ class Group:
             stays = self._stays.setdefault(change.user_id, [])
             if change.joined:
                 stays.append([seq, 0])
-            elif stays:
+            else:
                 stays[-1][1] = seq
         if changed:
             self._changed_seq = seq
@@ -60,10 +60,9 @@ class GroupCache:
         self._next_offset: int | None = None
 
     def begin(self, offset: int) -> None:
-        """Start a batch: what is known holds only if no event was missed."""
+        """Start a batch: what is known holds only if no event was missed. One that is tried again tells nothing wrong."""
         if offset != self._next_offset:
             self._groups.clear()
-        self._next_offset = None
 
     def finish(self, next_offset: int) -> None:
         self._next_offset = next_offset

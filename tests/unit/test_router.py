@@ -1,6 +1,7 @@
 """Who gets an event of a large group, and what becomes of messages that no gateway takes."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
@@ -64,14 +65,18 @@ class Model:
         return ListRecipientsResponse(head_seq=head_seq, recipients=recipients)
 
 
+def let_pass(group: Group, model: Model, seqs: Iterable[int]) -> None:
+    for seq in seqs:
+        group.apply(seq, model.changes[seq - 1])
+        assert sorted(group.recipients(seq)) == sorted(model.sees[seq - 1])
+
+
 def check_recipients(toggles: list[list[str]], data: st.DataObject) -> None:
     """Ask for a group at any head, then let events from any earlier seq on pass by, as after a restart."""
     model = Model(toggles)
     head_seq = data.draw(st.integers(0, len(toggles)))
     group = Group(model.answer(head_seq))
-    for seq in range(data.draw(st.integers(1, head_seq + 1)), len(toggles) + 1):
-        group.apply(seq, model.changes[seq - 1])
-        assert sorted(group.recipients(seq)) == sorted(model.sees[seq - 1])
+    let_pass(group, model, range(data.draw(st.integers(1, head_seq + 1)), len(toggles) + 1))
 
 
 @given(comings, st.data())
@@ -89,6 +94,33 @@ def test_a_group_that_takes_changes_twice_is_found(monkeypatch):
     monkeypatch.setattr(Group, "apply", apply)
     with pytest.raises(AssertionError):
         given(comings, st.data())(check_recipients)()
+
+
+def test_changes_that_pass_by_again_count_once():
+    """A store that crashed tells again what it told already."""
+    model = Model([["alice"], [], ["bob"], ["bob"], ["carol"]])
+    group = Group(model.answer(0))
+    let_pass(group, model, [1, 2, 3])
+    let_pass(group, model, [1, 2, 3, 4, 5])
+
+
+def test_recipients_are_looked_for_anew_only_after_a_change():
+    """A large group's stays are many, and its changes few."""
+    group = Group(ListRecipientsResponse(head_seq=1, recipients=[Recipient(user_id="alice", stays=[1, 0])]))
+    present = group.recipients(2)
+    group.apply(3, [])
+    assert group.recipients(3) is present
+    group.apply(4, [MembershipChange(user_id="bob", joined=True)])
+    assert group.recipients(5) == ["alice", "bob"]
+
+
+def test_the_group_that_nobody_asked_for_the_longest_is_forgotten_first():
+    groups, answer = GroupCache(2), ListRecipientsResponse(head_seq=1)
+    groups.put("a", Group(answer))
+    groups.put("b", Group(answer))
+    groups.get("a")
+    groups.put("c", Group(answer))
+    assert [name for name in "abc" if groups.get(name)] == ["a", "c"]
 
 
 def test_groups_are_forgotten_over_a_jump_and_beyond_their_number():
