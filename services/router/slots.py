@@ -39,8 +39,7 @@ class SlotTable:
         self._count = slot_count
         self._owners: dict[int, Holder] = {}
         self._shown: dict[int, Holder] = {}  # by the registry, last: a gateway's word may be newer or older than its next view
-        self._sole = ""  # the one gateway that owns all slots, if there is such a one
-        self._all_slots = 0  # their fingerprint then
+        self._sole: tuple[str, int] | None = None  # who owns all slots, if there is such a one, and their fingerprint
         self._every_slot = frozenset(range(slot_count))
 
     def slot_of(self, user_id: str) -> int:
@@ -82,10 +81,11 @@ class SlotTable:
         return news
 
     def _look_for_sole(self) -> None:
-        names = {holder.instance_id for holder in self._owners.values()} if len(self._owners) == self._count else set()
-        self._sole = names.pop() if len(names) == 1 else ""
-        if self._sole:
-            self._all_slots = fingerprint({slot: holder.epoch for slot, holder in self._owners.items()})
+        names = {holder.instance_id for holder in self._owners.values()}
+        if len(self._owners) == self._count and len(names) == 1:
+            self._sole = names.pop(), fingerprint({slot: holder.epoch for slot, holder in self._owners.items()})
+        else:
+            self._sole = None
 
     def stamps(self, slots: Iterable[int]) -> list[SlotEpochs]:
         """Return slots, all of them known, with their epochs."""
@@ -107,10 +107,11 @@ class SlotTable:
         """
         parts: dict[str, Part] = {}
         homeless: list[EventRecord] = []
-        if self._sole:
-            part = parts[self._sole] = Part()
+        if self._sole is not None:
+            name, all_slots = self._sole
+            part = parts[name] = Part()
             part.events.extend(events)
-            part.slots, part.all_slots = self._every_slot, self._all_slots
+            part.slots, part.all_slots = self._every_slot, all_slots
             return parts, homeless
         for event in events:
             self._split_one(event, parts, homeless)
@@ -131,7 +132,7 @@ class SlotTable:
             owner = self._owners.get(slot)
             actor_place = owner.instance_id if owner is not None else ""
             places.setdefault(actor_place, ([], set()))[1].add(slot)
-            if own and event.gateway_id and event.gateway_id != actor_place:
+            if own and event.gateway_id:
                 places.setdefault(event.gateway_id, ([], set()))
         for name, (users, slots) in places.items():
             here = name == actor_place

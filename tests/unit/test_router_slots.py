@@ -32,6 +32,8 @@ records = st.builds(
     EventRecord,
     seq=st.integers(1, 100),
     user_id=users,
+    device_id=st.just("phone"),
+    session_id=st.just("s1"),
     gateway_id=st.sampled_from(["", "g1", "g2", "g9"]),
     own=st.sampled_from([b"", b"own"]),
     actor=st.sampled_from([b"", b"actor"]),
@@ -55,6 +57,15 @@ def table(names: list[str]) -> SlotTable:
     return made
 
 
+def about(event: EventRecord) -> EventRecord:
+    """Return what of an event is for nobody in particular."""
+    bare = EventRecord()
+    bare.CopyFrom(event)
+    for name in ("recipients", "shared", "own", "actor"):
+        bare.ClearField(name)
+    return bare
+
+
 @given(owners, st.lists(records, max_size=8))
 def test_each_user_s_events_go_to_the_owner_of_his_slot_once_and_in_order(names: list[str], events: list[EventRecord]):
     for number, event in enumerate(events):
@@ -69,12 +80,14 @@ def test_each_user_s_events_go_to_the_owner_of_his_slot_once_and_in_order(names:
         ]
         told = [(user, name) for name, cut in cuts for user in cut.recipients]
         assert sorted(told) == sorted((user, names[slot_of(user, COUNT)]) for user in event.recipients)
-        assert all(cut.shared == b"shared" for _, cut in cuts if cut.recipients)
+        assert all(cut.shared == (b"shared" if cut.recipients else b"") for _, cut in cuts) or len(cuts) == 1
+        assert all(about(cut) == about(event) for _, cut in cuts)
         home = names[slot_of(event.user_id, COUNT)]
         if event.actor:
             assert [name for name, cut in cuts if cut.actor] == [home]
-        if event.own:
-            sole = len({*names}) == 1 and home  # then where he asked is gone
+        sole = len({*names}) == 1 and home
+        assert all(cut.recipients or cut.own or cut.actor for _, cut in cuts) or sole
+        if event.own:  # if there is one gateway alone, where he asked is gone
             expected = {home} if sole or not event.gateway_id else {home, event.gateway_id}
             assert {name for name, cut in cuts if cut.own} == expected
 
@@ -85,16 +98,10 @@ def test_a_frame_names_the_epochs_of_all_its_users(names: list[str], events: lis
     parts, _ = made.split(events)
     for name, part in parts.items():
         mine = {slot: Epoch(f"s-{name}", slot) for slot, owner in enumerate(names) if owner == name}
-        if part.all_slots:
-            assert part.all_slots == fingerprint(mine)
-            assert len(mine) == COUNT
-            continue
-        stamped = {
-            slot: Epoch(one.session_id, index)
-            for one in made.stamps(part.slots)
-            for slot, index in zip(one.slots, one.lock_indexes, strict=True)
-        }
+        assert part.all_slots == (fingerprint(mine) if len(mine) == COUNT else 0)
+        stamped = epochs_of(made.stamps(part.slots))
         assert stamped.items() <= mine.items()
+        assert not part.all_slots or stamped == mine
         needed = {slot_of(user, COUNT) for event in part.events for user in event.recipients}
         assert needed <= stamped.keys()
 
@@ -110,16 +117,49 @@ def test_a_free_slot_keeps_its_last_owner_and_a_move_is_told():
 
 
 def test_a_gateway_s_word_counts_for_what_it_was_believed_to_own():
-    made = table(["g1", "g1", "g2", "g2"])
+    made = table(["g1", "g1", "g2", ""])
     news = [
         SlotEpochs(owner_id="g1", session_id="new", slots=[0], lock_indexes=[9]),
-        SlotEpochs(owner_id="g3", session_id="x", slots=[1, 2], lock_indexes=[7, 7]),
+        SlotEpochs(owner_id="g3", session_id="x", slots=[1, 2, 3], lock_indexes=[7, 7, 7]),
     ]
-    assert made.on_refused("g1", [0, 1], news)
-    assert [made.owner_of(slot) for slot in range(3)] == [
-        Holder("g1", Epoch("new", 9)), Holder("g3", Epoch("x", 7)), Holder("g2", Epoch("s-g2", 2)),
+    assert made.on_refused("g1", [0, 1, 2], news)
+    assert [made.owner_of(slot) for slot in range(COUNT)] == [
+        Holder("g1", Epoch("new", 9)), Holder("g3", Epoch("x", 7)), Holder("g2", Epoch("s-g2", 2)), None,
     ]  # fmt: skip
-    assert not made.on_refused("g1", [0, 1], news)
+    assert not made.on_refused("g1", [0, 1, 2, 3], news), "of a slot that nobody is known to own it was not asked"
+
+
+def test_a_gateway_s_word_that_lacks_an_epoch_counts_for_the_rest():
+    made = table(["g1", "g1", "g1", "g1"])
+    assert made.on_refused("g1", [0, 1], [SlotEpochs(owner_id="g2", session_id="x", slots=[0, 1], lock_indexes=[7])])
+    assert [made.owner_of(slot) for slot in range(2)] == [Holder("g2", Epoch("x", 7)), Holder("g1", Epoch("s-g1", 1))]
+
+
+def test_what_is_sent_follows_a_gateway_s_word():
+    made = table(["g1", "g1", "g1", "g1"])
+    events = [EventRecord(user_id="x", recipients=USERS)]
+    assert made.split(events)[0].keys() == {"g1"}
+    made.on_refused("g1", [0], [SlotEpochs(owner_id="g2", session_id="x", slots=[0], lock_indexes=[7])])
+    assert {name: part.slots for name, part in made.split(events)[0].items()} == {"g1": {1, 2, 3}, "g2": {0}}
+
+
+def test_an_event_for_one_gateway_of_several_is_passed_on_uncut():
+    """Nothing of it is copied, as most have two users at most."""
+    parts, _ = table(["g1", "g1", "g2", "g2"]).split([event := EventRecord(user_id=USERS[0], recipients=USERS[:1], own=b"own")])
+    assert [[one is event for one in part.events] for part in parts.values()] == [[True]]
+
+
+def test_before_the_registry_has_shown_anything_nobody_has_a_home():
+    events = [EventRecord(user_id="x", recipients=USERS)]
+    assert SlotTable(COUNT).split(events) == ({}, events)
+
+
+def test_keys_of_no_slot_of_ours_are_passed_over():
+    made = SlotTable(COUNT)
+    foreign = {"elsewhere": Holder("g9", Epoch("s", 1)), slot_key(COUNT): Holder("g9", Epoch("s", 2))}
+    assert made.on_holders(foreign | view(["g1", "g1", "g1", "g1"])) == []
+    assert made.on_holders(dict.fromkeys(foreign, Holder("g8", Epoch("s", 3)))) == []
+    assert [made.owner_of(slot) for slot in range(COUNT + 1)] == [*view(["g1", "g1", "g1", "g1"]).values(), None]
 
 
 def test_a_view_that_may_be_older_than_a_gateway_s_word_takes_nothing_from_it():
@@ -137,8 +177,12 @@ def test_what_was_refused_goes_out_again_and_nothing_else(events: list[EventReco
     again = refused_of(events, refused, table([""] * COUNT))
     told = [(event.seq, user) for event in events for user in event.recipients if slot_of(user, COUNT) in refused]
     assert [(event.seq, user) for event in again for user in event.recipients] == told
-    actors = [event.seq for event in events if (event.own or event.actor) and slot_of(event.user_id, COUNT) in refused]
-    assert [event.seq for event in again if event.own or event.actor] == actors
+    actors = [event for event in events if (event.own or event.actor) and slot_of(event.user_id, COUNT) in refused]
+    assert [(event.seq, event.own, event.actor) for event in again if event.own or event.actor] == [
+        (event.seq, event.own, event.actor) for event in actors
+    ]
+    assert all(event.recipients or event.own or event.actor for event in again)
+    assert all(event.shared == b"shared" and event.user_id for event in again)
 
 
 class FakeGateway(GatewayServiceServicer):
