@@ -15,7 +15,7 @@ from chassis.errors import InvalidArgument
 T = TypeVar("T")
 
 _CHECKSUM_BYTES = 8
-_MAX_CHARS = 1024  # a cursor holds one id of at most 128 bytes
+_MAX_CHARS = 8192  # a cursor holds one id of at most 128 bytes, or those of a page of 200 conversations: 5,800 bytes
 
 
 def encode_page_token(question: str, cursor: str) -> str:

@@ -8,6 +8,7 @@ from chassis.timeline import Cell, Timeline
 from parley.api.v1.messaging_service_pb2 import SyncRequest, SyncResponse
 from parley.store.v1.rows_pb2 import InboxRow
 from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digests_of, whole_digest
+from parley_protocol.ids import is_conversation_id
 from parley_protocol.limits import PAGE_BYTES, PAGE_CONVERSATIONS
 from services.store import rows
 from services.store.page_tokens import decode_page_token, encode_page_token
@@ -17,6 +18,9 @@ from services.store.state import ConversationState
 PAGE_DEFAULT = 50
 LAST_EVENTS_MAX = 50
 DIGESTS_MAX = 100
+_ALL_BUCKETS = (1 << BUCKET_COUNT) - 1
+_ROWS_READ = 1_000  # of an inbox at once, where few buckets differ: some 100 KB
+_BEHIND_IDS = b"\x7f"  # ids are ASCII
 
 
 class _Entry(NamedTuple):
@@ -26,13 +30,40 @@ class _Entry(NamedTuple):
     held: Held
     peer: str
 
-    def place(self, *, by_time: bool) -> tuple[int, str]:
-        """Return what pages are ordered by.
 
-        A new device gets the latest first. Of what differs, pages go by id alone: a conversation in which something happens between
-        two pages must not move to where the device has been, for its row may be all that tells of somebody's watermarks.
-        """
-        return -self.last_time_ms if by_time else 0, self.held.conversation_id
+class _Listed(NamedTuple):
+    """One conversation of a page."""
+
+    conversation_id: str
+    peer: str
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Return who is asked for beside the user."""
+        return (self.peer,) if self.peer else ()
+
+
+class _Place(NamedTuple):
+    """Where the pages after the first go on.
+
+    They go by id: a page reads what it tells and not the whole inbox again, and a conversation in which something happens meanwhile
+    can't move to where the device has been, for its row may be all that tells of somebody's watermarks.
+    """
+
+    after: str  # the last conversation that was looked at
+    buckets: int  # those that differed when the first page was asked for, a bit each
+    told: frozenset[str]  # what comes after that and was on the first page, the latest conversations of a new device
+
+    def __str__(self) -> str:
+        return " ".join((self.after, f"{self.buckets:x}", *sorted(self.told)))
+
+
+def _place_of(cursor: str) -> _Place:
+    after, buckets, *told = cursor.split(" ")
+    place = _Place(after, int(buckets, 16), frozenset(told))
+    if not 0 < place.buckets <= _ALL_BUCKETS or not all(map(is_conversation_id, told + [after] * bool(after))):
+        raise ValueError(f"no place: {cursor}")
+    return place
 
 
 class Syncer:
@@ -50,28 +81,54 @@ class Syncer:
         if not 0 <= request.last_events_count <= LAST_EVENTS_MAX:
             raise InvalidArgument("FIELD_INVALID", f"last_events_count is 0 to {LAST_EVENTS_MAX}")
         limit = page_size_of(request.page_size, PAGE_DEFAULT, PAGE_CONVERSATIONS)
-        by_time = not digests
-        question = f"sync {'all' if by_time else 'changes'} {user}"
-        after = decode_page_token(question, request.page_token, _place_of) if request.page_token else None
+        question = f"sync {'changes' if digests else 'all'} {user}"
+        if request.page_token:
+            place = decode_page_token(question, request.page_token, _place_of)
+            page, further = await self._later_page(user, place, limit)
+        else:
+            page, further = await self._first_page(user, digests, limit)
+        response = SyncResponse()
+        states = await self._reader.states((listed.conversation_id, (user, *listed.members)) for listed in page)
+        await self._fill(response, user, page, states, request.last_events_count)
+        if further is not None:
+            response.next_page_token = encode_page_token(question, str(further))
+        return response
 
-        entries = await self._entries(user)
+    async def _first_page(self, user: str, digests: list[int], limit: int) -> tuple[list[_Listed], _Place | None]:
+        """Look at the whole inbox: for what differs, or for what is the latest."""
+        entries, buckets = await self._entries(user), _ALL_BUCKETS
         if digests:
             ours = digests_of(entry.held for entry in entries)
-            differing = {bucket for bucket in range(BUCKET_COUNT) if ours[bucket] != digests[bucket]}
-            entries = [entry for entry in entries if bucket_of(entry.held.conversation_id) in differing]
-        entries.sort(key=lambda entry: entry.place(by_time=by_time))
-        if after is not None:
-            entries = [entry for entry in entries if entry.place(by_time=by_time) > after]
-        page = entries[:limit]
-        response = SyncResponse()
-        states = await self._reader.states(
-            (entry.held.conversation_id, (user, entry.peer) if entry.peer else (user,)) for entry in page
-        )
-        await self._fill(response, user, page, states, request.last_events_count)
-        if len(entries) > limit:
-            number, conversation_id = page[-1].place(by_time=by_time)
-            response.next_page_token = encode_page_token(question, f"{number} {conversation_id}")
-        return response
+            buckets = sum(1 << bucket for bucket in range(BUCKET_COUNT) if ours[bucket] != digests[bucket])
+            entries = [entry for entry in entries if buckets >> bucket_of(entry.held.conversation_id) & 1]
+            entries.sort(key=lambda entry: entry.held.conversation_id)
+        else:
+            entries.sort(key=lambda entry: (-entry.last_time_ms, entry.held.conversation_id))
+        page = [_Listed(entry.held.conversation_id, entry.peer) for entry in entries[:limit]]
+        if len(entries) <= limit:
+            return page, None
+        if digests:
+            return page, _Place(page[-1].conversation_id, buckets, frozenset())
+        return page, _Place("", buckets, frozenset(listed.conversation_id for listed in page))
+
+    async def _later_page(self, user: str, place: _Place, limit: int) -> tuple[list[_Listed], _Place | None]:
+        """Read on in the inbox until the page is full, and one more: then there is another page."""
+        page: list[_Listed] = []
+        after, told = place.after, place.told
+        more = True
+        while more and len(page) <= limit:
+            count = min((limit + 1 - len(page)) * BUCKET_COUNT // place.buckets.bit_count(), _ROWS_READ)
+            cells = await self._timeline.read_range(rows.INBOX, user, after.encode() + b"\0", _BEHIND_IDS, count)
+            for key, value in cells:
+                after = key.decode()
+                if place.buckets >> bucket_of(after) & 1 and after not in told:
+                    page.append(_Listed(after, InboxRow.FromString(value).peer_user_id))
+            more = len(cells) == count
+        if len(page) <= limit:
+            return page, None
+        page = page[:limit]
+        after = page[-1].conversation_id
+        return page, _Place(after, place.buckets, frozenset(name for name in told if name > after))
 
     async def whole_digests(self, users: Sequence[str]) -> list[int]:
         """Return for each user all that his devices should hold, in one number."""
@@ -101,19 +158,18 @@ class Syncer:
         return entries
 
     async def _fill(
-        self, response: SyncResponse, user: str, page: list[_Entry], states: Mapping[str, ConversationState], last_events_count: int
+        self, response: SyncResponse, user: str, page: Sequence[_Listed], states: Mapping[str, ConversationState], events_count: int
     ) -> None:
         wanted: list[tuple[str, list[int]]] = []
-        for entry in page:
-            state = states.get(entry.held.conversation_id)
-            members = (user, entry.peer) if entry.peer else (user,)
-            if state is None or any(name not in state.members for name in members):
+        for listed in page:
+            state = states.get(listed.conversation_id)
+            if state is None or any(name not in state.members for name in (user, *listed.members)):
                 continue  # its first record is being applied: the device will hear of it
             view = response.conversations.add()
             view.CopyFrom(conversation_of(state, user))
             stays = state.members[user].stays
-            wanted.append((state.conversation_id, seqs_before(stays, state.head_seq, view.head_seq + 1, last_events_count)))
-        if last_events_count:  # what has no room is fetched like any other gap
+            wanted.append((state.conversation_id, seqs_before(stays, state.head_seq, view.head_seq + 1, events_count)))
+        if events_count:  # what has no room is fetched like any other gap
             for view, events in zip(response.conversations, await self._reader.newest(wanted, PAGE_BYTES), strict=True):
                 for event in events:
                     view.last_events.add().MergeFromString(event)
@@ -124,8 +180,3 @@ def _large_entry(state: ConversationState, user: str) -> _Entry:
     head_seq, _, version, last_time_ms = state.visible_head(member)
     held = Held(state.conversation_id, head_seq, member.delivered_seq, member.read_seq, 0, 0, version)
     return _Entry(last_time_ms, held, "")
-
-
-def _place_of(cursor: str) -> tuple[int, str]:
-    number, conversation_id = cursor.split(" ")
-    return int(number), conversation_id

@@ -225,7 +225,7 @@ async def test_page_tokens_serve_the_list_the_user_and_the_question_that_they_we
     assert await sync("alice", everything)
     assert await sync("alice", changes, digests=digests)
     assert await members(TEAM, people)
-    forged = [encode_page_token("sync all alice", cursor) for cursor in ("", "x", "1", "x d_", "1 2 3")]
+    forged = [encode_page_token("sync all alice", cursor) for cursor in ("", "x", " 1 d_", "x 1", " 0", f" {1 << 64:x}", " -1")]
     for call in (
         *(
             sync("alice", page_token)

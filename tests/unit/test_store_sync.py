@@ -1,6 +1,6 @@
 """Sync page by page, while things go on happening."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,10 +9,11 @@ import pytest
 from chassis.clock import SystemClock
 from chassis.embedded import open_embedded_engines
 from chassis.errors import InvalidArgument
-from chassis.timeline import Timeline
+from chassis.timeline import Cell, Timeline
 from parley.api.v1.commands_pb2 import CreateGroup, SendMessage
+from parley.api.v1.events_pb2 import Conversation
 from parley.api.v1.messaging_service_pb2 import SyncRequest
-from parley_protocol.digests import BUCKET_COUNT, Held, digests_of, whole_digest
+from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digests_of, whole_digest
 from parley_protocol.ids import direct_conversation_id
 from services.store import reads, rows, sync
 from services.store.reads import Reader
@@ -29,15 +30,28 @@ BUCKET_BITS = 4
 
 
 class Asked:
-    """A timeline that counts what it is asked."""
+    """A timeline that counts what it is asked, and which rows of inboxes it gave."""
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self.count = 0
+        self.inbox_rows = 0
 
     def __getattr__(self, name: str) -> Any:
         self.count += 1
         return getattr(self._timeline, name)
+
+    async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
+        self.count += 1
+        found = await self._timeline.read_partitions(table, partitions, limit)
+        self.inbox_rows += sum(map(len, found.values())) if table == rows.INBOX else 0
+        return found
+
+    async def read_range(self, table: str, *where: Any) -> Sequence[Cell]:
+        self.count += 1
+        found = await self._timeline.read_range(table, *where)
+        self.inbox_rows += len(found) if table == rows.INBOX else 0
+        return found
 
 
 class World:
@@ -46,6 +60,7 @@ class World:
     def __init__(self, timeline: Any) -> None:
         self._timeline = timeline
         self._scenes = {peer: Scene(direct_conversation_id("alice", peer)) for peer in PEERS}
+        self.asked = timeline
         self.syncer = Syncer(timeline, Reader(timeline, RecentEvents(0), BUCKET_BITS))
 
     async def write(self, peer: str, now_ms: int) -> str:
@@ -75,13 +90,61 @@ async def open_world() -> AsyncIterator[World]:
         yield world
 
 
-async def test_a_new_device_gets_the_latest_first():
+def _held(row: Conversation) -> Held:
+    numbers = (row.head_seq, row.delivered_seq, row.read_seq, row.peer_delivered_seq, row.peer_read_seq)
+    return Held(row.conversation_id, *numbers, row.version)
+
+
+async def test_a_new_device_gets_the_latest_first_and_then_the_others_each_once():
     async with open_world() as world:
         seen, token = await world.page([], "")
+        assert seen == [direct_conversation_id("alice", peer) for peer in reversed(PEERS[-2:])]
         while token:
             more, token = await world.page([], token)
+            assert len(more) == 2 or not token
             seen += more
-        assert seen == [direct_conversation_id("alice", peer) for peer in reversed(PEERS)]
+        assert sorted(seen) == sorted(ALL)
+
+
+async def test_later_pages_read_only_what_they_tell():
+    async with open_world() as world:
+        _, token = await world.page([], "")
+        while token:
+            before = world.asked.inbox_rows
+            more, token = await world.page([], token)
+            assert world.asked.inbox_rows - before <= len(more) + 1 + 2, "one more, and perhaps those of the first page"
+
+
+async def test_of_few_buckets_pages_are_full_and_end():
+    """Most of what lies between has not changed: it is read in larger pieces, and told to nobody."""
+    async with open_world() as world:
+        held = [_held(row) for row in (await world.syncer.sync("alice", SyncRequest(page_size=100))).conversations]
+        digests = digests_of(held)
+        differing = sorted({bucket_of(one.conversation_id) for one in held})[:5]
+        for bucket in differing:
+            digests[bucket] ^= 1
+        expected = sorted(one.conversation_id for one in held if bucket_of(one.conversation_id) in differing)
+        seen, token = await world.page(digests, "")
+        while token:
+            more, token = await world.page(digests, token)
+            assert len(more) == 2 or not token
+            seen += more
+        assert seen == expected
+
+
+async def test_a_new_device_misses_nothing_whatever_happens_between_two_pages():
+    """Also what becomes the latest after the latest were told."""
+    async with open_world() as world:
+        seen, token = await world.page([], "")
+        now_ms = T0 + 1_000_000
+        while token:
+            for peer in PEERS:
+                if direct_conversation_id("alice", peer) not in seen:
+                    await world.write(peer, now_ms := now_ms + 1000)
+                    break
+            more, token = await world.page([], token)
+            seen += more
+        assert sorted(seen) == sorted(ALL)
 
 
 async def test_what_differs_is_told_whatever_happens_between_two_pages():
@@ -107,10 +170,9 @@ async def test_what_differs_is_told_whatever_happens_between_two_pages():
 async def test_last_events_come_in_a_few_reads_however_many_conversations_there_are():
     async with open_world() as world:
         await world.write(PEERS[0], T0 + 1_000_000)
-        asked = world.syncer._timeline
-        before = asked.count
+        before = world.asked.count
         response = await world.syncer.sync("alice", SyncRequest(page_size=100, last_events_count=2))
-        assert asked.count - before <= 3, "the inbox, the states, the events"
+        assert world.asked.count - before <= 3, "the inbox, the states, the events"
         seqs = {row.peer_user_id: [event.seq for event in row.last_events] for row in response.conversations}
         assert seqs == {peer: [1, 2] if peer == PEERS[0] else [1] for peer in PEERS}
 
@@ -133,18 +195,7 @@ async def test_whole_digests_are_those_of_sync_in_one_number():
     """A device that holds what its user should hold has the same; who has nothing has 0."""
     async with open_world() as world:
         rows_of_alice = (await world.syncer.sync("alice", SyncRequest(page_size=100))).conversations
-        held = [
-            Held(
-                row.conversation_id,
-                row.head_seq,
-                row.delivered_seq,
-                row.read_seq,
-                row.peer_delivered_seq,
-                row.peer_read_seq,
-                row.version,
-            )
-            for row in rows_of_alice
-        ]
+        held = map(_held, rows_of_alice)
         alice, nobody, again, peer = await world.syncer.whole_digests(["alice", "nobody", "alice", PEERS[0]])
         assert alice == again == whole_digest(digests_of(held)) != 0
         assert nobody == 0

@@ -661,7 +661,7 @@ class SyncResponse(_message.Message):
     """Empty: that was the last page."""
     @_builtins.property
     def conversations(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Conversation]:
-        """Those in buckets that differ; without digests all, latest first."""
+        """Those in buckets that differ; without digests all, on the first page the latest."""
 
     def __init__(
         self,

@@ -109,7 +109,7 @@ class MessagingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Sync(self, request, context):
-        """What changed while a device was away, by digests; a new device gets everything, latest first.
+        """What changed while a device was away, by digests; a new device gets everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,7 +30,7 @@ class MessagingServiceStub:
     rejection is the call's status. Ordered only where each call waits for the one before.
     """
     Sync: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.SyncRequest, _messaging_service_pb2.SyncResponse]
-    """What changed while a device was away, by digests; a new device gets everything, latest first."""
+    """What changed while a device was away, by digests; a new device gets everything."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.ListEventsRequest, _messaging_service_pb2.ListEventsResponse]
     """A page of one timeline, forwards or backwards."""
     GetConversation: _aio.UnaryUnaryMultiCallable[_messaging_service_pb2.GetConversationRequest, _messaging_service_pb2.GetConversationResponse]
@@ -80,7 +80,7 @@ class MessagingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _messaging_service_pb2.SyncRequest,
         context: _aio.ServicerContext[_messaging_service_pb2.SyncRequest, _abc.Awaitable[_messaging_service_pb2.SyncResponse]],
     ) -> _abc.Awaitable[_messaging_service_pb2.SyncResponse]:
-        """What changed while a device was away, by digests; a new device gets everything, latest first."""
+        """What changed while a device was away, by digests; a new device gets everything."""
 
     @_abc_1.abstractmethod
     def ListEvents(
