@@ -52,7 +52,7 @@ class AckState:
 
     def next_due(self) -> float | None:
         """Return when `take` will have something, or None."""
-        due = min(self._large_due.values(), default=None) if self._large_due else None
-        if self._small and (due is None or self._small_due < due):
-            return self._small_due
-        return due
+        due = list(self._large_due.values())
+        if self._small:
+            due.append(self._small_due)
+        return min(due, default=None)

@@ -40,11 +40,9 @@ class AckMerger:
             self._timer = asyncio.get_running_loop().call_later(_MERGE_SECONDS, self.flush)
 
     def close(self) -> None:
-        """Forget what is held: devices ack again at Sync."""
+        """Write no more: devices ack again at Sync."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        self._held.clear()
 
     def flush(self) -> None:
         """Write all now. What a crowded or closed partition does not take is held, and merged, until it does: messages go first."""

@@ -106,11 +106,8 @@ class Session:
         if self._fields_bytes > self._max_bytes or len(self._fields) > self._max_fields:
             self.say_goodbye(GoAwayReason.GO_AWAY_REASON_SLOW, "the device reads too slowly: reconnect and Sync")
             return False
-        waker = self._waker
-        if wake and waker is not None:
-            self._waker = None
-            if not waker.done():
-                waker.set_result(None)
+        if wake:
+            self.wake()
         return True
 
     def put_control(self, frame: bytes) -> None:
@@ -169,7 +166,7 @@ class Session:
         fields = self._fields
         if fields:
             if self._fields_bytes <= _FRAME_BYTES:
-                batch = fields[0] if len(fields) == 1 else b"".join(fields)
+                batch = b"".join(fields)
                 fields.clear()
                 self._fields_bytes = 0
             else:
@@ -196,10 +193,8 @@ class Session:
     def wake(self) -> None:
         """Wake the writer."""
         waker = self._waker
-        if waker is not None:
-            self._waker = None
-            if not waker.done():
-                waker.set_result(None)
+        if waker is not None and not waker.done():
+            waker.set_result(None)
 
     def conversation_with(self, user_id: str) -> str:
         """Return the id of the 1-1 conversation with a user."""
