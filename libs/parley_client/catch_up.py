@@ -17,9 +17,9 @@ from parley_client.backoff import Backoff
 from parley_client.calls import Calls
 from parley_client.device import Device
 from parley_client.errors import CallError, ClientError
-from parley_client.outbox_state import LOOK_MARGIN_MS
 
 SHORT_PAGES_MAX: Final = 6  # how often a page may end below the announced head before we settle for it: ~8 s, then Sync repairs
+LOOK_MARGIN_MS: Final = 24 * 3_600_000  # how much earlier than a command its event may seem to be: a device's clock may be wrong
 _GONE = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED)
 
 

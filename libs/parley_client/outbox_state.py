@@ -13,6 +13,7 @@ conversations of which a command is so old that the server may have forgotten it
 stored; only then the rest goes out again.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from typing import Final, NamedTuple
 from parley_client.device_frames import COMMAND_OVERHEAD_BYTES
 
 RESEND_SECONDS: Final = 30.0  # no outcome for that long: lost with a server, or slower than anybody waits
-LOOK_MARGIN_MS: Final = 24 * 3_600_000  # how much earlier than a command its event may seem to be: a device's clock may be wrong
 LOOK_AFTER_MS: Final = 7 * 24 * 3_600_000  # half of the 14 days for which the server knows a request_id: clocks may be wrong
 
 
@@ -37,6 +37,7 @@ class Pending:
     number: int = 0  # on this stream; 0: not sent on it yet
     sent_at: float = 0.0
     queued: bool = False
+    unanswered: int = 0  # how often it was sent, by any run, and not refused: one of these times the server may have taken it
     old: bool = False  # when the stream began: the server may have forgotten what it decided
     overtaken: bool = False  # a later command of the conversation is stored
 
@@ -52,7 +53,7 @@ class Cancel(Enum):
     """What cancelling a command did."""
 
     REMOVED = auto()
-    IN_FLIGHT = auto()  # the server may have it: only its outcome can tell
+    MAYBE_STORED = auto()  # the server may have it: only its outcome can tell
     SETTLED = auto()  # it has its outcome already
 
 
@@ -66,9 +67,11 @@ class _Hold:
 class OutboxState:
     """All pending commands of a device, oldest first."""
 
-    def __init__(self, pending: Iterable[Pending] = (), *, window: int = 256) -> None:
+    def __init__(self, kept: Iterable[Pending] = (), *, window: int = 256) -> None:
         self._window = window  # commands in flight at most: what a reconnect must send again
-        self.pending: dict[bytes, Pending] = {command.request_id: command for command in pending}
+        self.pending: dict[bytes, Pending] = {command.request_id: command for command in kept}
+        for command in self.pending.values():
+            command.unanswered = 1  # nobody kept whether the run before sent it
         self._queue: deque[Pending] = deque()
         self._in_flight: dict[bytes, Pending] = {}  # by sent_at
         self._holds: dict[str, _Hold] = {}
@@ -97,7 +100,7 @@ class OutboxState:
             self._enqueue(command)
             command.old = wall_ms - command.created_ms > LOOK_AFTER_MS
             if command.old:
-                self._holds[command.conversation_id] = _Hold(0, float("inf"))
+                self._holds[command.conversation_id] = _Hold(0, math.inf)
 
     def looked_for(self) -> dict[str, int]:
         """Return the conversations that wait for catching up, with the time of the oldest command to look for in each."""
@@ -139,6 +142,7 @@ class OutboxState:
             self._next_number = max(self._next_number, number + 1)
             self._queue.popleft()
             command.queued, command.number, command.sent_at = False, number, now
+            command.unanswered += 1
             self._in_flight[command.request_id] = command
             commands.append(command)
         return Run(first, commands) if commands else None
@@ -167,12 +171,14 @@ class OutboxState:
         """Hold a conversation: the server takes nothing of it before `number` comes again."""
         self._in_flight.pop(request_id, None)
         command = self.pending.get(request_id)
-        if number < 1 and command is not None:
-            number = command.number  # a server that does not say from where: from here
+        if command is not None:
+            command.unanswered = max(command.unanswered - 1, 0)
+            if number < 1:
+                number = command.number  # a server that does not say from where: from here
         if number < 1:
             return  # cancelled meanwhile
         hold = self._holds.get(conversation_id)
-        if hold is None or hold.number == 0:
+        if hold is None:
             self._holds[conversation_id] = _Hold(number, until)
         elif number < hold.number:  # sent again after 30 s, and refused behind a later one: now the server waits for this one
             self._holds[conversation_id] = _Hold(number, max(hold.until, until))
@@ -180,12 +186,12 @@ class OutboxState:
             hold.until = max(hold.until, until)
 
     def cancel(self, request_id: bytes) -> Cancel:
-        """Give up a command that is not in flight. Later ones of its conversation go on."""
+        """Give up a command that was never sent, or refused each time. Later ones of its conversation go on."""
         command = self.pending.get(request_id)
         if command is None:
             return Cancel.SETTLED
-        if request_id in self._in_flight:
-            return Cancel.IN_FLIGHT
+        if command.unanswered:
+            return Cancel.MAYBE_STORED
         self.settle(request_id)
         hold = self._holds.get(command.conversation_id)
         if hold is not None and command.number and hold.number == command.number:
@@ -200,8 +206,7 @@ class OutboxState:
         for command in self._in_flight.values():
             if command.sent_at + RESEND_SECONDS > now:
                 break
-            number = late.get(command.conversation_id, command.number)
-            late[command.conversation_id] = min(number, command.number)
+            late.setdefault(command.conversation_id, command.number)  # the lowest: they went out in order
         for conversation, number in late.items():
             self._requeue(conversation, number)
 
@@ -219,7 +224,7 @@ class OutboxState:
 
     def _release(self, conversation_id: str) -> None:
         hold = self._holds.pop(conversation_id)
-        if hold.number and not hold.skipped and not self._is_pending(conversation_id, hold.number):
+        if hold.number and not hold.skipped and not self._is_pending(hold.number):
             self._skip(hold, conversation_id)  # its outcome came after all: the server still waits for the number
         self._requeue(conversation_id, hold.number)
 
@@ -240,8 +245,8 @@ class OutboxState:
             command.queued = True
             self._queue.appendleft(command)
 
-    def _is_pending(self, conversation_id: str, number: int) -> bool:
-        return any(command.number == number and command.conversation_id == conversation_id for command in self.pending.values())
+    def _is_pending(self, number: int) -> bool:
+        return any(command.number == number for command in self.pending.values())
 
     def _skip(self, hold: _Hold, conversation_id: str) -> None:
         hold.skipped = True

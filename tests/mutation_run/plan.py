@@ -27,7 +27,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "services/gateway/acks.py": ("tests/unit/test_gateway_acks.py", "tests/unit/test_gateway_inbound.py"),
     "services/gateway/rates.py": ("tests/unit/test_gateway_rates.py", "tests/unit/test_gateway_inbound.py"),
     "services/gateway/checks.py": ("tests/unit/test_gateway_checks.py", "tests/unit/test_gateway_inbound.py"),
-    "services/gateway/grace.py": ("tests/unit/test_gateway_deliver.py",),
+    "services/gateway/grace.py": ("tests/unit/test_gateway_grace.py", "tests/unit/test_gateway_deliver.py"),
     "services/gateway/session.py": (
         "tests/unit/test_gateway_session.py",
         "tests/unit/test_gateway_inbound.py",
@@ -38,7 +38,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "libs/parley_protocol/slots.py": ("tests/unit/test_slots.py", "tests/unit/test_router_slots.py"),
     "libs/parley_protocol/ids.py": ("tests/unit/test_ids.py", "tests/unit/test_gateway_commands.py", *STORE[:3]),
     "libs/parley_client/timelines.py": ("tests/unit/test_client_timelines.py",),
-    "libs/parley_client/outbox_state.py": ("tests/unit/test_client_outbox.py",),
+    "libs/parley_client/outbox_state.py": (
+        "tests/unit/test_client_outbox.py",
+        "tests/unit/test_client_outbox_old.py",
+        "tests/unit/test_client_outbox_model.py",
+    ),
     "libs/parley_client/ack_state.py": ("tests/unit/test_client_acks.py",),
     "libs/parley_client/reconnect.py": ("tests/unit/test_client_reconnect.py",),
     "libs/parley_checker/judge.py": ("tests/unit/test_contract.py",),
