@@ -53,8 +53,7 @@ class Timelines:
                     continue
                 if seq == state.held_seq + 1:
                     self._append(state, event, change)
-                    if self._ahead and event.conversation_id in self._ahead:
-                        self._drain(state, change)
+                    self._drain(state, change)
                     continue
             elif seq == 1:
                 state.begin_at(1)

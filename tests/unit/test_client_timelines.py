@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from parley.api.v1 import events_pb2 as e
 from parley.api.v1.commands_pb2 import ROLE_ADMIN, ROLE_MEMBER, ROLE_OWNER, SendMessage
 from parley.api.v1.messaging_service_pb2 import ListEventsResponse
+from parley_client.conversation_state import ConversationState
 from parley_client.errors import ProtocolError
-from parley_client.store import Change
+from parley_client.store import Change, Watermarks
 from parley_client.store_memory import MemoryStore
 from parley_client.timelines import Timelines
 from parley_protocol.ids import direct_conversation_id
@@ -80,6 +81,16 @@ class Device:
         self.keep(change)
         return ahead
 
+    def inbox(self, **row: int) -> bool:
+        """Take an InboxChange; tell whether it changed anything."""
+        change = Change()
+        changed = self.timelines.take_inbox_change(e.InboxChange(conversation_id=DIRECT, **row), change)
+        self.keep(change)
+        return changed
+
+    def state(self, conversation: str = DIRECT) -> ConversationState:
+        return self.timelines.conversations[conversation]
+
     def read(self, seq: int, conversation: str = DIRECT) -> None:
         change = Change()
         self.timelines.raise_own(conversation, seq, seq, change)
@@ -110,6 +121,66 @@ def test_a_late_event_that_fills_the_gap_itself_lets_those_ahead_in():
     device.live(message(1), message(3))
     assert device.live(message(2)) == [2, 3]
     assert not device.timelines.behind
+
+
+def test_what_was_announced_and_then_comes_by_itself_is_not_fetched():
+    device = Device()
+    device.live(message(1))
+    assert device.inbox(head_seq=2, unread_count=2)
+    assert list(device.timelines.behind) == [DIRECT]
+    assert device.live(message(2)) == [2]
+    assert not device.timelines.behind
+
+
+def test_of_what_is_ahead_as_much_is_kept_as_fills_a_page_and_what_is_held_takes_no_room():
+    device = Device()
+    held = [message(seq) for seq in range(1, 301)]
+    device.live(*held)
+    device.live(*held)
+    device.live(*(message(seq) for seq in range(302, 302 + 257)))
+    assert device.live(message(301)) == list(range(301, 302 + 256))
+    assert list(device.timelines.behind) == [DIRECT], "one was not kept: it has to be fetched"
+
+
+def test_where_the_held_stretch_begins():
+    device = Device()
+    device.live(message(1))
+    assert device.state().first_held_seq == 1
+    whole = e.Conversation(conversation_id=GROUP, kind=2, head_seq=1, visible_intervals=[e.Interval(first_seq=1)])
+    device.row(whole)
+    assert (device.state(GROUP).first_held_seq, device.state(GROUP).held_seq) == (1, 0)
+    device = Device()
+    device.row(e.Conversation(conversation_id=GROUP, kind=2))
+    assert not device.state(GROUP).is_placed, "nothing is there yet"
+    device = Device()
+    device.row(e.Conversation(conversation_id=GROUP, kind=2, head_seq=7))
+    assert (device.state(GROUP).first_held_seq, device.state(GROUP).held_seq) == (7, 6), (
+        "nothing of it may be seen: what comes is new"
+    )
+
+
+def test_who_missed_a_conversation_refuses_a_first_page_that_leaves_out_its_beginning():
+    device = Device()
+    device.row(e.Conversation(conversation_id=DIRECT, kind=1, head_seq=9, visible_intervals=[e.Interval(first_seq=3)]))
+    with pytest.raises(ProtocolError):
+        device.page(DIRECT, page([message(5), message(6)], [(3, 0)]))
+
+
+def test_an_announced_head_is_kept_over_a_restart_and_never_goes_down():
+    device = Device()
+    device.live(message(1))
+    change = Change()
+    device.timelines.announce(DIRECT, 9, change)
+    assert change.conversations == {DIRECT: device.state()}
+    for head_seq in (9, 5):
+        change = Change()
+        device.timelines.announce(DIRECT, head_seq, change)
+        assert not change.conversations
+    restarted = Timelines([device.state()], counting=device.store)
+    restarted.find_behind()
+    assert list(restarted.behind) == [DIRECT]
+    device.page(DIRECT, page([message(seq) for seq in range(2, 6)]))
+    assert list(device.timelines.behind) == [DIRECT]
 
 
 def test_a_page_with_a_hole_inside_what_is_visible_is_refused():
@@ -269,6 +340,18 @@ def test_a_receipt_that_came_before_its_conversation_counts_once_that_is_known()
     assert not device.timelines.take_receipt(e.Receipt(conversation_id=DIRECT, user_id=PEER, delivered_seq=1), Change())
     state = device.timelines.conversations[DIRECT]
     assert (state.peer_delivered_seq, state.peer_read_seq) == (2, 1)
+
+
+def test_watermarks_of_others_are_known_after_a_restart():
+    known = {(GROUP, PEER): Watermarks(5, 3)}
+    timelines = Timelines(watermarks=known, counting=MemoryStore())
+    assert timelines.me == "", "whose they are is known with the first token"
+    timelines.me = ME
+    assert not timelines.take_receipt(e.Receipt(conversation_id=GROUP, user_id=PEER, delivered_seq=5, read_seq=2), Change())
+    change = Change()
+    assert timelines.take_receipt(e.Receipt(conversation_id=GROUP, user_id=PEER, delivered_seq=6, read_seq=1), change)
+    assert change.watermarks == {(GROUP, PEER): Watermarks(6, 3)}
+    assert known == {(GROUP, PEER): Watermarks(5, 3)}
 
 
 def test_a_row_tells_whether_our_watermarks_exceed_the_servers():
