@@ -276,7 +276,7 @@ class Applier:
         loaded = memory[record.conversation_id]
         position = Position(self._log.epoch, partition, item.offset)
         try:
-            effect = decide(loaded.state, record, position, item.time_ms, loaded.known(record.user_id, item.key))
+            effect = decide(loaded.state, record, position, item.time_ms, loaded.known(item))
         except UndecidableError as error:
             letters.append(_dead_letter(position, record.conversation_id.encode(), record.SerializeToString(), str(error)))
             self._metrics.dead_lettered.inc()
@@ -307,7 +307,7 @@ class _Work:
             self.accepted += 1
             self._events.append(rows.event_row(conversation_id, effect.seq, effect.event, effect.stamp, self._bucket_bits))
             self.events.append((conversation_id, effect.seq, effect.event))
-            loaded.note_head()
+            loaded.note_event(effect.seq, effect.event)
         elif effect.fate is not None:
             self.rejected += 1
         elif effect.actor:

@@ -22,6 +22,7 @@ from services.store.membership import is_creation_of
 from services.store.state import DIRECT, GROUP, ConversationState, Member, Position
 
 DEDUPE_MS = 14 * 24 * 3600 * 1000  # a request_id is remembered for 14 days of log time
+AHEAD_MS = 7 * 24 * 3600 * 1000  # and where log time has jumped back, until it is further back than this
 NAMED_RECIPIENTS_MAX = 32  # up to here an event names its recipients; beyond, routers look them up
 RECEIPTS_MAX_MEMBERS = 32  # in larger groups receipts are not pushed
 
@@ -104,7 +105,7 @@ def _decide_command(
     fate = known.fate
     if fate is not None and fate.position == position and applied:
         return _again(state, record, fate, known)
-    if fate is not None and fate.position < position and log_ms - fate.log_ms <= DEDUPE_MS:
+    if fate is not None and fate.position < position and counts(fate.log_ms, log_ms):
         return _answer_as_before(record, fate, digest)
     if applied:
         return None  # the client asks again
@@ -117,6 +118,11 @@ def _decide_command(
     except ServiceError as refusal:
         return _reject(state, record, position, log_ms, digest, refusal)
     return _accept(state, record, position, log_ms, known, digest, change)
+
+
+def counts(fate_ms: int, log_ms: int) -> bool:
+    """Tell whether what became of a request at one log time counts at another."""
+    return -AHEAD_MS <= log_ms - fate_ms <= DEDUPE_MS
 
 
 def _accept(

@@ -15,7 +15,7 @@ from parley.api.v1.events_pb2 import Event
 from parley.log.v1.records_pb2 import CommandRecord
 from parley.store.v1.rows_pb2 import StopRow
 from services.store import rows
-from services.store.decide import DEDUPE_MS, Fate, Known, needs_count, needs_first_event
+from services.store.decide import Fate, Known, counts, needs_count, needs_first_event
 from services.store.seen_keys import SeenKeys, key_hash
 from services.store.state import ConversationState, Position
 
@@ -39,8 +39,9 @@ class Sender:
     """What is known of one user's requests in one conversation."""
 
     seen: SeenKeys
-    until_ms: int  # from this log time on, keys may count that were stored before `seen` was loaded, and are not in it
-    fates: dict[bytes, Fate] = field(default_factory=dict)
+    from_ms: int  # before this log time, and
+    until_ms: int  # from this on, keys may count that were stored before `seen` was loaded, and are not in it
+    fates: dict[bytes, Fate] = field(default_factory=dict)  # decided here lately: the newest of each key
 
 
 @dataclass(slots=True)
@@ -52,12 +53,23 @@ class Loaded:
     plain_seq: int = 0  # up to here the timeline is known to hold messages only
     counts: dict[int, int] = field(default_factory=dict)  # message_count by seq, above plain_seq
     events: dict[int, bytes] = field(default_factory=dict)  # what the present batch may have to publish again
+    answers: dict[int, Fate] = field(default_factory=dict)  # what the tables say of the present batch's requests, by offset
 
-    def known(self, user: str, key: bytes) -> Known:
+    def known(self, item: Decodable) -> Known:
         """Return what `decide` may ask."""
-        sender = self.senders.get(user)
-        fate = sender.fates.get(key) if sender is not None else None
-        return Known(fate, self.count_at, self.events.__getitem__)
+        return Known(self.fate_of(item), self.count_at, self.events.__getitem__)
+
+    def fate_of(self, item: Decodable) -> Fate | None:
+        """Return what became of the item's request: the newest that counts at its log time. A key may have been used before and
+        after: what is too old for one record of a batch, or too far ahead, is not for another.
+        """
+        sender = self.senders.get(item.record.user_id) if item.key else None
+        if sender is None:
+            return None
+        stored, decided = self.answers.get(item.offset), sender.fates.get(item.key)
+        if decided is None or not counts(decided.log_ms, item.time_ms):
+            return stored
+        return decided if stored is None or stored.position < decided.position else stored
 
     def count_at(self, seq: int) -> int:
         """Return message_count at a seq that was loaded, or is of this batch."""
@@ -71,9 +83,15 @@ class Loaded:
         else:
             self.counts[state.head_seq] = state.message_count
 
+    def note_event(self, seq: int, event: bytes) -> None:
+        """Keep of a new event what later records of the batch may ask for: its count, and a group's creation itself."""
+        self.note_head()
+        if seq == 1:
+            self.events[1] = event
+
     def asked_again(self, item: Decodable) -> bool:
         """Tell whether the record may need what its request caused before."""
-        return bool(item.key) and item.key in self.senders[item.record.user_id].fates
+        return bool(item.key) and self.fate_of(item) is not None
 
     def remember(self, user: str, item: Decodable, fate: Fate) -> None:
         """Take in what was decided."""
@@ -141,25 +159,24 @@ class PartitionMemory:
                 self._conversations[conversation_id] = Loaded(state)
 
     async def _load_senders(self, batch: Sequence[Decodable]) -> None:
-        partitions: dict[tuple[str, str], dict[str, None]] = {}
-        until: dict[tuple[str, str], int] = {}
-        conversations = self._conversations
+        stale: dict[tuple[str, str], dict[str, None]] = {}
         for item in batch:
-            if not item.key:
-                continue
-            record = item.record
-            place = (record.conversation_id, record.user_id)
-            if (ends := until.get(place)) is None:
-                sender = conversations[place[0]].senders.get(place[1])
-                ends = sender.until_ms if sender is not None else 0
-            if item.time_ms >= ends:  # records are read again, and weeks lie between them: what is known of the first is not all
-                partitions.setdefault(place, {}).update(dict.fromkeys(rows.sender_partitions(*place, item.time_ms)))
-                until[place] = rows.week_ahead_ends(item.time_ms)
-        if not partitions:
+            if item.key:
+                place = (item.record.conversation_id, item.record.user_id)
+                sender = self._conversations[place[0]].senders.get(place[1])
+                if sender is None or not sender.from_ms <= item.time_ms < sender.until_ms:
+                    stale[place] = {}
+        if not stale:
             return
-        wanted = [partition for group in partitions.values() for partition in group]
+        times: dict[tuple[str, str], int] = {}
+        for item in batch:  # all of the batch: weeks may lie between two of its records
+            place = (item.record.conversation_id, item.record.user_id)
+            if item.key and place in stale:
+                stale[place].update(dict.fromkeys(rows.sender_partitions(*place, item.time_ms)))
+                times[place] = item.time_ms
+        wanted = [partition for group in stale.values() for partition in group]
         cells = await self._timeline.read_partitions(rows.DEDUPE, wanted, limit=_KEYS_LOADED_MAX + 1)
-        for (conversation_id, user), group in partitions.items():
+        for place, group in stale.items():
             seen = SeenKeys()
             for partition in group:
                 found = cells.get(partition, ())
@@ -168,52 +185,50 @@ class PartitionMemory:
                     break
                 for cell in found:
                     seen.add(key_hash(cell.key))
-            senders = self._conversations[conversation_id].senders
-            sender = senders.get(user)
-            senders[user] = Sender(seen, until[conversation_id, user], sender.fates if sender is not None else {})
+            senders = self._conversations[place[0]].senders
+            sender = senders.get(place[1])
+            fates = sender.fates if sender is not None else {}
+            senders[place[1]] = Sender(seen, *rows.sender_span(times[place]), fates)
 
     async def _load_fates(self, batch: Sequence[Decodable]) -> None:
-        places: dict[Point, tuple[Sender, Decodable]] = {}
+        asked: list[tuple[Loaded, Decodable, list[Point]]] = []
         for item in batch:
             record = item.record
             if not item.key:
                 continue
-            sender = self._conversations[record.conversation_id].senders[record.user_id]
-            known = sender.fates.get(item.key)
-            if known is not None and item.time_ms - known.log_ms <= DEDUPE_MS:
-                continue  # one that is too old to count may not be the last
-            if sender.seen.maybe(item.key_hash):
-                for partition in rows.dedupe_partitions(record.conversation_id, record.user_id, item.time_ms):
-                    places.setdefault(Point(rows.DEDUPE, partition, item.key), (sender, item))
-        if not places:
+            loaded = self._conversations[record.conversation_id]
+            if loaded.fate_of(item) is None and loaded.senders[record.user_id].seen.maybe(item.key_hash):
+                places = rows.dedupe_partitions(record.conversation_id, record.user_id, item.time_ms)
+                asked.append((loaded, item, [Point(rows.DEDUPE, partition, item.key) for partition in places]))
+        if not asked:
             return
-        found = await self._timeline.read_points(list(places))
-        for point, value in found.items():
-            sender, item = places[point]
-            fate, known = rows.fate_of(value), sender.fates.get(item.key)
-            ahead = fate.position > Position(self._epoch, self._partition, item.offset)  # another worker's, for a later record
-            if not ahead and (known is None or known.position < fate.position):
-                sender.fates[item.key] = fate
-        await self._forget_unfinished(places.values())
+        found = await self._timeline.read_points(list(dict.fromkeys(point for _, _, points in asked for point in points)))
+        for loaded, item, points in asked:
+            position = Position(self._epoch, self._partition, item.offset)
+            fates = (rows.fate_of(found[point]) for point in points if point in found)
+            # Those ahead are another worker's, for later records.
+            answers = [fate for fate in fates if fate.position <= position and counts(fate.log_ms, item.time_ms)]
+            if answers:
+                loaded.answers[item.offset] = max(answers, key=_position)
+        await self._forget_unfinished([(loaded, item) for loaded, item, _ in asked])
 
-    async def _forget_unfinished(self, found: Iterable[tuple[Sender, Decodable]]) -> None:
+    async def _forget_unfinished(self, asked: Iterable[tuple[Loaded, Decodable]]) -> None:
         """Drop answers from an older log that never came true: rows of a batch were written, its states were not, and the log was
         over then. Its seqs are free, or another's. In one log none can be met: what is before is applied.
         """
-        places: list[tuple[Point, Sender, Decodable]] = []
-        for sender, item in found:
-            fate = sender.fates.get(item.key)
+        places: list[tuple[Point, Loaded, Decodable]] = []
+        for loaded, item in asked:
+            fate = loaded.answers.get(item.offset)
             if fate is not None and fate.seq and fate.position.epoch < self._epoch:
-                conversation_id = item.record.conversation_id
-                if fate.seq > self._conversations[conversation_id].state.head_seq:
-                    del sender.fates[item.key]
+                if fate.seq > loaded.state.head_seq:
+                    del loaded.answers[item.offset]
                 else:
-                    places.append((rows.timeline_point(conversation_id, fate.seq, self._bucket_bits), sender, item))
+                    places.append((rows.timeline_point(item.record.conversation_id, fate.seq, self._bucket_bits), loaded, item))
         values = await self._timeline.read_points(list({point: None for point, _, _ in places})) if places else {}
-        for point, sender, item in places:
+        for point, loaded, item in places:
             event = Event.FromString(values.get(point, b""))
             if rows.request_key(event.actor_device_id, event.request_id) != item.key or event.actor_user_id != item.record.user_id:
-                sender.fates.pop(item.key, None)
+                del loaded.answers[item.offset]
 
     async def _load_events(self, batch: Sequence[Decodable]) -> None:
         places: dict[Point, tuple[Loaded, int]] = {}
@@ -242,7 +257,7 @@ class PartitionMemory:
             yield mark
         if not item.key:
             return
-        fate = loaded.senders[record.user_id].fates.get(item.key)
+        fate = loaded.fate_of(item)
         if fate is not None and fate.seq and (fate.position.epoch, fate.position.offset) == (self._epoch, item.offset):
             yield fate.seq
         if needs_first_event(record.command, state):
@@ -252,9 +267,14 @@ class PartitionMemory:
         """Bound what the batch's conversations keep."""
         for loaded in touched:
             loaded.events.clear()
+            loaded.answers.clear()
             _trim(loaded.counts, _COUNTS_KEPT)
             for sender in loaded.senders.values():
                 _trim(sender.fates, _FATES_KEPT)
+
+
+def _position(fate: Fate) -> Position:
+    return fate.position
 
 
 def _trim(items: dict[Any, Any], keep: int) -> None:

@@ -27,7 +27,7 @@ TABLES: Final = (STATE, TIMELINE, DEDUPE, INBOX, STOP)
 HEAD_KEY: Final = b""
 BUCKET_BITS: Final = 10  # 1,024 events a partition: 0.2 MB at 100 bytes, 16 MB at the body limit
 WEEK_MS: Final = 7 * 24 * 3600 * 1000
-LOG_STEP_MS: Final = 24 * 3600 * 1000  # how far log time may jump back: clocks may be wrong by an hour, and this costs nothing
+LOG_STEP_MS: Final = 24 * 3600 * 1000  # how far log time jumps back at most without a read: clocks may be wrong by an hour
 DEDUPE_TTL_SECONDS: Final = (14 + 7) * 24 * 3600  # what decide remembers, and a week that a store may lag behind
 
 
@@ -69,15 +69,15 @@ def dedupe_partitions(conversation_id: str, user_id: str, log_ms: int) -> list[s
     return [dedupe_partition(conversation_id, user_id, week - back) for back in (-1, 0, 1, 2)]
 
 
-def week_ahead_ends(log_ms: int) -> int:
-    """Return the log time from which on requests lie in none of `dedupe_partitions` at log_ms."""
-    return (log_ms // WEEK_MS + 2) * WEEK_MS
-
-
 def sender_partitions(conversation_id: str, user_id: str, log_ms: int) -> list[str]:
-    """Return where requests of a sender can lie that may count at log_ms or later, later in the log: time may jump back there."""
+    """Return where requests of a sender can lie that may count in `sender_span(log_ms)`."""
     places = dedupe_partitions(conversation_id, user_id, log_ms) + dedupe_partitions(conversation_id, user_id, log_ms - LOG_STEP_MS)
     return list(dict.fromkeys(places))
+
+
+def sender_span(log_ms: int) -> tuple[int, int]:
+    """Return the log times, from the first to before the second, at which only requests in `sender_partitions` may count."""
+    return (log_ms - LOG_STEP_MS) // WEEK_MS * WEEK_MS, (log_ms // WEEK_MS + 1) * WEEK_MS
 
 
 def event_row(conversation_id: str, seq: int, event: bytes, stamp: int, bucket_bits: int) -> Row:

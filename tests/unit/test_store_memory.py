@@ -162,8 +162,9 @@ async def test_a_resend_is_known_whatever_memory_was_loaded_when(forgets_between
         if forgets_between:
             kept.drop()
         now_ms = written_ms + DEDUPE_MS - 1
-        await kept.load([Decodable(2, now_ms, first, keys[0], key_hash(keys[0]))])
-        assert kept[conversation_id].known("alice", keys[0]).fate == fate
+        again = Decodable(2, now_ms, first, keys[0], key_hash(keys[0]))
+        await kept.load([again])
+        assert kept[conversation_id].known(again).fate == fate
 
 
 async def fate_known_in_a_new_log(*, head_seq: int, at_seq: bytes, seq: int = 3) -> bool:
@@ -180,8 +181,9 @@ async def fate_known_in_a_new_log(*, head_seq: int, at_seq: bytes, seq: int = 3)
         ]
         await engines.timeline.write(written)
         kept = PartitionMemory(engines.timeline, epoch=2, partition=0, bucket_bits=4, max_conversations=3)
-        await kept.load([Decodable(0, T0 + 1000, record, key, key_hash(key))])
-        return kept[conversation_id].known("alice", key).fate is not None
+        item = Decodable(0, T0 + 1000, record, key, key_hash(key))
+        await kept.load([item])
+        return kept[conversation_id].known(item).fate is not None
 
 
 @pytest.mark.parametrize(
@@ -196,9 +198,7 @@ async def test_an_answer_of_an_older_log_counts_if_it_came_true(head_seq, at_seq
     assert await fate_known_in_a_new_log(head_seq=head_seq, at_seq=at_seq) is counts
 
 
-@pytest.mark.parametrize(
-    "broken", ["fate.seq > self._conversations[conversation_id].state.head_seq", "event.request_id) != item.key"]
-)
+@pytest.mark.parametrize("broken", ["fate.seq > loaded.state.head_seq", "event.request_id) != item.key"])
 async def test_a_memory_that_believes_answers_of_a_log_that_is_over_is_found(broken, monkeypatch):
     source = "event.request_id) != item.key"
     patched = "event.request_id) == b''" if broken == source else "fate.seq > 10**9"
