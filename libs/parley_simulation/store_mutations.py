@@ -179,13 +179,13 @@ def _(patch: Patch) -> None:
 
 @mutation("seqs count up by two after a group event")
 def _(patch: Patch) -> None:
-    original = ConversationState.advance
+    original = ConversationState.append
 
-    def advance(self: ConversationState, position: Any, log_ms: int, *, seq: bool, message: bool = False) -> int:
-        self.head_seq += seq and not message
-        return original(self, position, log_ms, seq=seq, message=message)
+    def append(self: ConversationState, position: Any, log_ms: int, *, message: bool) -> None:
+        self.head_seq += not message
+        original(self, position, log_ms, message=message)
 
-    patch.setattr(ConversationState, "advance", advance)
+    patch.setattr(ConversationState, "append", append)
 
 
 @mutation("the last byte of a body is lost")

@@ -53,7 +53,7 @@ def send_message(state: ConversationState, record: CommandRecord, payload: bytes
     if state.exists or command.WhichOneof("target") == "conversation_id":
         member = require_member(state, user)
         reply_to_seq = message.reply_to_seq
-        if reply_to_seq and not (0 < reply_to_seq <= state.head_seq and member.sees(reply_to_seq)):
+        if reply_to_seq and not (reply_to_seq <= state.head_seq and member.sees(reply_to_seq)):
             raise InvalidArgument("REPLY_TARGET_INVALID", "reply_to_seq names no event that you can see")
         return Change("message", payload, list)
     peer = command.to_user_id

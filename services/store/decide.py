@@ -132,9 +132,9 @@ def _accept(
     is_message = change.content == "message"
     seen_seq = min(command.seen_seq, state.head_seq)
     seen_count = _count_at(state, known, seen_seq) if seen_seq > 0 else 0
-    stamp = state.advance(position, log_ms, seq=True, message=is_message)
+    state.append(position, log_ms, message=is_message)
     changes = change.apply()
-    seq, count = state.head_seq, state.message_count
+    seq, count, stamp = state.head_seq, state.message_count, state.stamp
     member, saw, pushed = state.members[user], False, False
     if member.active:
         saw = seen_seq > member.read_seq
@@ -262,7 +262,7 @@ def _decide_ack(state: ConversationState, record: CommandRecord, position: Posit
     if reads:  # all that a former member may see is counted in his row, and an ack may name more than that
         left_all = not member.active and read_seq == visible_head
         count = member.left_count if left_all else _count_at(state, known, read_seq)
-    state.advance(position, log_ms, seq=False)
+    state.advance(position, log_ms)
     if reads:
         member.read_to(read_seq, count)
     if delivers:

@@ -39,7 +39,7 @@ def is_creation_of(first_event: bytes, record: CommandRecord, rules: Rules) -> b
     event = Event.FromString(first_event)
     title, users = _creation(record, record.command.create_group, rules)
     created = event.group_created
-    return event.WhichOneof("content") == "group_created" and created.title == title and list(created.member_user_ids) == users
+    return created.title == title and list(created.member_user_ids) == users  # which no other first event names
 
 
 def _creation(record: CommandRecord, payload: bytes, rules: Rules) -> tuple[str, list[str]]:
@@ -66,7 +66,7 @@ def _remove(state: ConversationState, record: CommandRecord, payload: bytes, rul
     target = _target(state, user)
     if user == record.user_id:
         raise FailedPrecondition("NO_CHANGE", "use Leave to leave")
-    if actor.role <= target.role or actor.role < Role.ROLE_ADMIN:
+    if actor.role <= target.role:
         raise PermissionDenied("ROLE_TOO_LOW", "the owner removes anybody, admins remove plain members")
     return Change("member_removed", MemberRemoved(user_id=user).SerializeToString(), lambda: _part(state, user))
 
@@ -164,17 +164,9 @@ def _join(state: ConversationState, users: list[str]) -> list[MembershipChange]:
     """Let users see the timeline from the head on; what was before counts as delivered and read."""
     seq, count = state.head_seq, state.message_count
     for user in users:
-        member = state.members.get(user)
-        if member is None:
-            member = state.members[user] = Member([], Role.ROLE_MEMBER, seq, 0, 0, 0)
-        member.stays.append((seq, 0))
-        del member.stays[:-STAYS_MAX]
-        member.role, member.role_seq = Role.ROLE_MEMBER, seq
-        member.delivered_seq = member.read_seq = seq - 1
-        member.read_count = count  # the joining itself is no message
-        member.own_after_read.clear()
-        member.left_count = member.left_time_ms = member.left_version = member.left_member_count = 0
-        member.left_title = ""
+        stays = [*(state.members[user].stays if user in state.members else ()), (seq, 0)]
+        # The joining itself is no message: count is that of seq - 1, too.
+        state.members[user] = Member(stays[-STAYS_MAX:], Role.ROLE_MEMBER, seq, seq - 1, seq - 1, count)
     state.membership_changed()
     for user in users:
         state.touch_member(user)

@@ -29,7 +29,7 @@ class Position(NamedTuple):
     offset: int
 
 
-NOWHERE = Position(0, 0, -1)
+NOWHERE = Position(0, 0, 0)  # epochs of logs start at 1
 
 
 class NewerEpochError(Exception):
@@ -118,7 +118,7 @@ class ConversationState:
     dirty_members: dict[str, int] = field(default_factory=dict)
     dirty_inboxes: dict[str, int] = field(default_factory=dict)
     dirty_inboxes_of_all: int = 0
-    _present: list[str] | None = None
+    _present: list[str] | None = field(default=None, compare=False)  # derived from members
 
     @property
     def exists(self) -> bool:
@@ -142,16 +142,18 @@ class ConversationState:
         """Return the write timestamp of a record decided now: grows even where log time jumps back."""
         return max(self.stamp + 1, log_ms * 1000)
 
-    def advance(self, position: Position, log_ms: int, *, seq: bool, message: bool = False) -> int:
-        """Take the record into the state: with a place in the timeline or without. Returns the stamp of its rows."""
+    def advance(self, position: Position, log_ms: int) -> None:
+        """Take the record into the state."""
         self.stamp = self.next_stamp(log_ms)
         self.applied = position
         self.dirty = True
-        if seq:
-            self.head_seq += 1
-            self.message_count += message
-            self.last_time_ms = log_ms
-        return self.stamp
+
+    def append(self, position: Position, log_ms: int, *, message: bool) -> None:
+        """Take the record into the state, with a place in the timeline."""
+        self.advance(position, log_ms)
+        self.head_seq += 1
+        self.message_count += message
+        self.last_time_ms = log_ms
 
     def touch_member(self, user: str) -> None:
         """Mark a member's row as changed by the record that was taken in last, and his inbox row where it shows that."""

@@ -5,6 +5,7 @@ STORE = (
     "tests/unit/test_store_decide_again.py",
     "tests/unit/test_store_decide_told.py",
     "tests/unit/test_store_decide_model.py",
+    "tests/unit/test_store_groups.py",
 )
 READS = ("tests/unit/test_store_reads.py", "tests/unit/test_store_sync.py")
 ROUTER = ("tests/unit/test_router.py", "tests/unit/test_router_slots.py")

@@ -57,7 +57,7 @@ mutations: dict[str, OneLine] = {
     "inbox rows carry the stamp of their batch": OneLine(
         STORE, rows, "inbox_rows", "inbox_row(state, user), stamp)", "inbox_row(state, user), state.stamp)"
     ),
-    "a joining counts as a message": OneLine(STORE, decide, "_accept", "seq=True, message=is_message", "seq=True, message=True"),
+    "a joining counts as a message": OneLine(STORE, decide, "_accept", "message=is_message", "message=True"),
     "dead letters are lost where states are written": OneLine(
         STORE, Applier, "_apply", "if letters:", "if letters and not second:"
     ),
@@ -78,13 +78,9 @@ mutations: dict[str, OneLine] = {
     "what is read stays among the own unread": OneLine(STORE, Member, "read_to", "del runs[0]", "break"),
     "the peer's inbox row does not hold the watermarks": OneLine(STORE, decide, "_decide_ack", "state.touch_inboxes()", "pass"),
     "the others' inbox rows do not learn of a message": OneLine(STORE, decide, "_accept", "state.touch_inboxes()", "pass"),
-    "joining leaves the watermarks where they were": OneLine(
-        STORE, membership, "_join", "member.delivered_seq = member.read_seq = seq - 1", "pass"
-    ),
+    "who joins has read nothing": OneLine(STORE, membership, "_join", "seq - 1, seq - 1, count", "0, 0, 0"),
     # Membership.
-    "who joins sees what was before": OneLine(
-        STORE, membership, "_join", "member.stays.append((seq, 0))", "member.stays.append((1, 0))"
-    ),
+    "who joins sees what was before": OneLine(STORE, membership, "_join", "(seq, 0)]", "(1, 0)]"),
     "who leaves does not see his leave": OneLine(
         STORE, membership, "_part", "(member.stays[-1][0], state.head_seq)", "(member.stays[-1][0], state.head_seq - 1)"
     ),

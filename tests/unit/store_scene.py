@@ -108,7 +108,9 @@ class Scene:
         """Forget the state and read it back from its rows."""
         conversation_id = self.state.conversation_id
         cells = sorted((key, value) for (table, _, key), (_, value) in self.tables.items() if table == rows.STATE)
-        self.state = rows.state_of(conversation_id, cells)
+        loaded = rows.state_of(conversation_id, cells)
+        assert loaded == self.state  # nothing is left to write of either
+        self.state = loaded
 
     def inbox(self, user: str) -> InboxRow:
         """Return a user's inbox row."""

@@ -186,12 +186,15 @@ def test_strangers_do_not_learn_whether_a_conversation_exists(group):
 def test_replies_name_what_the_sender_can_see(group):
     act(group, "alice", 2, AddMembers(user_ids=["dave"]))
     conversation = group.state.conversation_id
-    for number, (seq, allowed) in enumerate([(1, False), (2, True), (3, True), (99, False), (-1, False)], start=10):
-        record = command_record("dave", text(reply_to_seq=seq), number=number, conversation=conversation)
-        if seq == 3:
-            say(group, "alice", 3)
-        outcome = outcome_of(group.apply(record))
-        assert (outcome.WhichOneof("result") == "accepted") is allowed, seq
+    say(group, "alice", 3)
+    for number, (user, seq, allowed) in enumerate(
+        [("dave", 3, True), ("alice", 1, True), ("dave", 1, False), ("dave", 2, True), ("dave", 99, False), ("dave", -1, False)], 10
+    ):
+        effect = group.apply(command_record(user, text(reply_to_seq=seq), number=number, conversation=conversation))
+        if allowed:
+            assert outcome_of(effect).accepted.seq, seq
+        else:
+            assert rejection(effect) == "REPLY_TARGET_INVALID", seq
 
 
 def test_a_group_is_created_once_whatever_the_age_of_the_repetition():
@@ -358,7 +361,7 @@ def test_who_answers_256_times_without_reading_has_read_up_to_the_first_answer(d
     assert outcome_of(effect).accepted.seq == 514
     bob = direct.state.members["bob"]
     assert len(bob.own_after_read) == 256
-    assert bob.read_seq == 2
+    assert (bob.delivered_seq, bob.read_seq) == (2, 2)
     assert direct.state.unread_count(bob) == 256
 
 

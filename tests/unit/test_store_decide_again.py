@@ -4,13 +4,15 @@ from dataclasses import astuple
 
 import pytest
 
-from parley.api.v1.commands_pb2 import AddMembers, CreateGroup, Leave, RemoveMember
+from chassis.errors import reason_of
+from parley.api.v1.commands_pb2 import AddMembers, CreateGroup, Leave, RemoveMember, Role
+from parley.store.v1.rows_pb2 import InboxRow, MemberRow
 from parley_protocol.frames import varint
 from parley_protocol.limits import RULES
 from services.store.actions import UndecidableError
 from services.store.decide import Effect, Fate, needs_count, needs_first_event
-from services.store.encoding import payload_hash
-from services.store.state import Position
+from services.store.encoding import member_row, payload_hash
+from services.store.state import DIRECT, OwnRange, Position
 from tests.unit.store_scene import AB, T0, Scene, ack_record, act, command_record, group_scene, outcome_of, say, text
 
 
@@ -44,6 +46,30 @@ def test_a_resend_is_told_the_count_of_then(group):
     assert (first.seq, first.message_count) == (again.seq, again.message_count) == (2, 1)
 
 
+def test_a_first_message_replies_to_nothing(direct):
+    refused = outcome_of(direct.apply(command_record("alice", text(reply_to_seq=1), number=1, to="bob"))).rejected
+    assert reason_of(refused) == "REPLY_TARGET_INVALID"
+    assert not direct.state.exists
+
+
+def test_a_1_1_is_one_of_two_who_never_change(direct):
+    say(direct, "alice", 1)
+    assert direct.inbox("alice") == InboxRow(kind=DIRECT, head_seq=1, message_count=1, peer_user_id="bob", last_time_ms=T0)
+    row = InboxRow(kind=DIRECT, head_seq=1, message_count=1, unread_count=1, peer_user_id="alice", last_time_ms=T0)
+    assert direct.inbox("bob") == row
+    row = MemberRow.FromString(member_row(direct.state.members["bob"]))
+    assert row == MemberRow(stays=[{"first_seq": 1}], role=Role.ROLE_MEMBER, role_seq=1)
+    assert direct.state.member_count == 2
+    say(direct, "bob", 2, seen_seq=1)
+    assert (direct.inbox("alice").peer_delivered_seq, direct.inbox("alice").peer_read_seq) == (1, 1)
+    assert direct.inbox("bob").version == 0
+
+
+def test_a_body_may_have_all_the_bytes_that_the_rules_allow(direct):
+    largest = text(bytes(RULES[1].body_bytes))
+    assert outcome_of(direct.apply(command_record("alice", largest, number=1, to="bob"))).accepted.seq == 1
+
+
 def test_up_to_32_recipients_are_named_with_those_who_leave(group):
     small, full = group_of(32), group_of(33)
     for scene, number in ((small, 2), (small, 3)):
@@ -58,6 +84,39 @@ def test_up_to_32_recipients_are_named_with_those_who_leave(group):
     assert (effect.recipients, effect.all_members) == ([], True)
     effect = act(full, "u2", 3, Leave())
     assert (len(effect.recipients), effect.all_members) == (32, False)
+
+
+def test_who_reads_up_to_the_midst_of_his_own_messages_has_the_rest_of_them_not_unread(direct):
+    for number in range(1, 6):
+        say(direct, "alice", number)
+    alice = direct.state.members["alice"]
+    for read, own in ((3, 2), (5, 0)):
+        direct.apply(ack_record("alice", AB, read=read))
+        assert (alice.own_count(), direct.state.unread_count(alice)) == (own, 0)
+    say(direct, "alice", 6)
+    say(direct, "bob", 7)
+    assert direct.state.unread_count(alice) == 1
+
+
+def test_messages_of_one_in_a_row_are_one_range_of_own_ones(direct):
+    for number in range(1, 400):
+        say(direct, "alice", number)
+    alice = direct.state.members["alice"]
+    assert alice.own_after_read == [OwnRange(1, 399, 399)]
+    assert alice.read_seq == 0, "only answers to others say that he has read"
+
+
+def test_stamps_follow_log_time_and_grow(direct):
+    assert say(direct, "alice", 1).stamp == T0 * 1000
+    assert say(direct, "alice", 2).stamp == T0 * 1000 + 1
+    direct.now_ms += 1
+    assert say(direct, "alice", 3).stamp == (T0 + 1) * 1000
+
+
+def test_who_is_there_is_not_gathered_for_every_message(group):
+    present = group.state.present
+    say(group, "alice", 2)
+    assert group.state.present is present
 
 
 def test_a_replay_to_more_than_32_names_nobody():
