@@ -73,8 +73,17 @@ def test_a_window_bounds_what_is_in_flight():
 
 
 def test_a_window_is_256_commands():
-    box = outbox(*(command(str(number)) for number in range(257)))
+    box = OutboxState()
+    for number in range(257):
+        box.add(command(str(number)))
     assert len(take(box)) == 256
+
+
+def test_a_refused_command_takes_no_room_in_the_window():
+    box = outbox(command("a1"), command("b1", "y"), window=1)
+    assert take(box) == [(1, "a1")]
+    box.on_retry(b"a1", 1, "x", until=99.0)
+    assert take(box) == [(2, "b1")]
 
 
 def test_a_refused_command_holds_its_conversation_and_nothing_else():
@@ -164,6 +173,21 @@ def test_cancelling_the_refused_command_skips_it_and_the_later_ones_go_on():
     box.on_time(1.0)
     assert box.take_skips() == [], "a number is given up once"
     assert take(box, 1.0) == [(2, "a2")]
+
+
+def test_cancelling_what_was_about_to_be_sent_again_skips_it_once_the_server_asks_for_it():
+    box = outbox(command("a1"), command("a2"))
+    take(box)
+    for name in ("a1", "a2"):
+        box.on_retry(name.encode(), 1, "x", until=1.0)
+    box.on_time(1.0)
+    assert box.cancel(b"a1") is Cancel.REMOVED
+    assert box.take_skips() == []
+    assert take(box, 1.0) == [(2, "a2")]
+    box.on_retry(b"a2", 1, "x", until=2.0)
+    box.on_time(2.0)
+    assert box.take_skips() == [(1, "x")]
+    assert take(box, 2.0) == [(2, "a2")]
 
 
 def test_cancelling_a_later_refused_command_needs_no_skip():

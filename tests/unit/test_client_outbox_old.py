@@ -2,7 +2,7 @@
 
 from outbox_scene import command, outbox, take
 
-from parley_client.outbox_state import LOOK_AFTER_MS, RESEND_SECONDS, OutboxState
+from parley_client.outbox_state import LOOK_AFTER_MS, RESEND_SECONDS, Cancel, OutboxState
 
 
 def test_commands_older_than_7_days_wait_for_catching_up_and_keep_their_order():
@@ -17,6 +17,14 @@ def test_commands_older_than_7_days_wait_for_catching_up_and_keep_their_order():
     assert take(box) == []
     box.on_caught_up()
     assert take(box) == [(2, "a1"), (3, "a2")]
+
+
+def test_a_new_command_that_waits_behind_an_old_one_is_cancelled_without_a_word_to_the_server():
+    box = OutboxState([command("a1", created_ms=0)])
+    box.start_stream(LOOK_AFTER_MS + 1)
+    box.add(command("a2", created_ms=LOOK_AFTER_MS))
+    assert box.cancel(b"a2") is Cancel.REMOVED
+    assert box.take_skips() == []
 
 
 def test_catching_up_ends_no_hold_of_a_refusal():
