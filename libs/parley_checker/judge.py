@@ -3,8 +3,11 @@
 Its work grows with the facts, not with devices times conversations: some hundred thousand messages are judged in seconds.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import count
 from typing import NamedTuple, Self
 
 from parley_checker.guarantees import Guarantee
@@ -36,13 +39,13 @@ def judge(history: History) -> Verdict:
         raise ValueError("a history without a reading of the tables proves nothing")
     verdict = Verdict()
     (_, truth), *others = history.readings.items()
-    peers, devices_of = _peers(history, truth), _devices_of(history)
+    peers_of, devices_of = _peers(history), _devices_of(history)
     for conversation_id, facts in sorted(_by_conversation(history, truth).items()):
         stored = _judge_timeline(conversation_id, truth.get(conversation_id, ()), verdict)
         for source, reading in others:
             _judge_reading(source, stored, reading.get(conversation_id, ()), conversation_id, verdict)
         _judge_commands(facts, stored, history, verdict)
-        stays = _stays(conversation_id, stored, peers)
+        stays = _stays(conversation_id, stored, peers_of)
         concerned = {device: None for user in stays for device in devices_of.get(user, ())} | dict.fromkeys(facts.shown)
         for device in concerned:
             own = history.devices[device]
@@ -61,24 +64,19 @@ def _devices_of(history: History) -> dict[str, list[Device]]:
     return devices
 
 
-def _peers(history: History, truth: Mapping[str, Sequence[Entry]]) -> dict[str, set[str]]:
-    """Return the two users (or the one) of each 1-1 conversation: those whose ids its id is made of, else those who wrote."""
+def _peers(history: History) -> Callable[[str, set[str]], set[str]]:
+    """Return who tells the users of a 1-1 conversation by its id, which is made of theirs; else those who wrote there are told."""
     recorded = {device.user_id for device in history.devices}
-    known: dict[str, dict[str, str]] = {}  # user -> conversation -> peer
 
-    def peer_of(user: str, conversation_id: str) -> str | None:
-        if user not in known:
-            known[user] = {direct_conversation_id(user, peer): peer for peer in recorded | {user}}
-        return known[user].get(conversation_id)
+    @cache
+    def conversations_of(user: str) -> dict[str, str]:
+        return {direct_conversation_id(user, peer): peer for peer in recorded | {user}}
 
-    peers: dict[str, set[str]] = {}
-    for conversation_id, timeline in truth.items():
-        if not conversation_id.startswith(DIRECT_PREFIX):
-            continue
-        actors = {entry.actor.user_id for entry in timeline}
-        pairs = ({actor, peer} for actor in sorted(actors) if (peer := peer_of(actor, conversation_id)) is not None)
-        peers[conversation_id] = next(pairs, actors)
-    return peers
+    def peers_of(conversation_id: str, actors: set[str]) -> set[str]:
+        known = ((user, conversations_of(user).get(conversation_id)) for user in sorted(actors))
+        return next(({user, peer} for user, peer in known if peer is not None), actors)
+
+    return peers_of
 
 
 def _by_conversation(history: History, truth: Mapping[str, Sequence[Entry]]) -> dict[str, _Conversation]:
@@ -120,7 +118,7 @@ def _judge_timeline(conversation_id: str, timeline: Iterable[Entry], verdict: Ve
             verdict.blame(Fault.DUPLICATED, Guarantee.ONCE, f"{conversation_id} holds {_name(entry)} also as seq {first}")
     missing = head - len(stored)
     if missing:
-        at = next(seq for seq in range(1, head + 1) if seq not in stored)
+        at = next(seq for seq in count(1) if seq not in stored)
         what = f"{conversation_id} holds nothing at seq {at} though its head is {head}"
         verdict.blame(Fault.GAPS, Guarantee.CONTIGUOUS, what, missing)
     verdict.stored += len(stored)
@@ -144,10 +142,10 @@ def _judge_commands(facts: _Conversation, stored: Mapping[int, Entry], history: 
     """Judge what is stored against what was asked and answered."""
     seq_of = {(entry.actor, entry.request_id): entry.seq for entry in reversed(list(stored.values()))}  # the first wins
     wanted: dict[tuple[Device, bytes], Asked] = {}
-    for device, commands in facts.asked.items():
+    for device in dict.fromkeys((*facts.asked, *facts.answered)):
         answers = _judge_answers(device, facts.answered.get(device, ()), stored, seq_of, verdict)
         last = 0
-        for asked in commands:
+        for asked in facts.asked.get(device, ()):
             key = (device, asked.request_id)
             wanted[key] = asked
             seq = seq_of.get(key)
@@ -163,9 +161,6 @@ def _judge_commands(facts: _Conversation, stored: Mapping[int, Entry], history: 
                     f"{_name(stored[seq])} was asked for after what is stored as seq {last}",
                 )
             last = max(last, seq)
-    for device, answered in facts.answered.items():
-        if device not in facts.asked:
-            _judge_answers(device, answered, stored, seq_of, verdict)
     for entry in stored.values():
         if entry.actor not in history.devices:
             continue  # nobody recorded what this device asked for
@@ -211,21 +206,26 @@ def _judge_answers(
 
 
 def _stays(
-    conversation_id: str, stored: Mapping[int, Entry], peers: Mapping[str, set[str]]
-) -> dict[str, Sequence[tuple[int, int]]]:
+    conversation_id: str, stored: Mapping[int, Entry], peers_of: Callable[[str, set[str]], set[str]]
+) -> dict[str, list[tuple[int, int]]]:
     """Return each user's stays, first and last seq inclusive, as the stored timeline tells them."""
-    head = max(stored, default=0)
+    if not stored:
+        return {}
+    head = max(stored)
     if conversation_id.startswith(DIRECT_PREFIX):
-        return {user: [(1, head)] for user in sorted(peers.get(conversation_id, ()))}
+        actors = {entry.actor.user_id for entry in stored.values()}
+        return {user: [(1, head)] for user in sorted(peers_of(conversation_id, actors))}
     stays: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    since: dict[str, int] = {}  # of those who are members at this point of the timeline
     for seq in sorted(stored):
         for user in stored[seq].joined:
-            if not stays[user] or stays[user][-1][1] < seq:
-                stays[user].append((seq, head))
+            since.setdefault(user, seq)
         for user in stored[seq].left:
-            if stays[user]:
-                stays[user][-1] = (stays[user][-1][0], seq)
-    return dict(stays)
+            if user in since:
+                stays[user].append((since.pop(user), seq))
+    for user, first in since.items():
+        stays[user].append((first, head))
+    return stays
 
 
 def _judge_device(
@@ -239,10 +239,10 @@ def _judge_device(
 ) -> None:
     """Judge what one device showed: in order, once a run, as stored, nothing foreign, nothing missing."""
     who = str(device)
-    visible = {seq for seq in stored if _within(stays, seq)}
     held = {answer.seq for answer in facts.answered.get(device, ())}  # its own commands come as outcomes
+    shown = facts.shown.get(device, ())
     latest, seen, current = 0, set[int](), None
-    for run, entry in facts.shown.get(device, ()):
+    for run, entry in shown:
         if run != current:
             latest, seen, current = 0, set(), run
         if entry.seq in seen:
@@ -259,17 +259,16 @@ def _judge_device(
                 Guarantee.ONE_ORDER,
                 f"{who} showed {_name(entry)}, stored is {_name(truth) if truth else 'nothing'}",
             )
-        if entry.seq not in visible and not _within(stays, entry.seq):
+        if not _within(stays, entry.seq):
             verdict.blame(Fault.LEAKED, Guarantee.MEMBERS_ONLY, f"{who} showed {_name(entry)}, whose user was no member then")
-    showed = len(facts.shown.get(device, ()))
     for guarantee in (Guarantee.ONE_ORDER, Guarantee.SHOWN_ONCE, Guarantee.MEMBERS_ONLY):
-        verdict.judged[guarantee] += showed
+        verdict.judged[guarantee] += len(shown)
     if not own.settled:
         return
-    first_held = own.first_held.get(conversation_id, 1)
+    first_held: float = own.first_held.get(conversation_id, 1)
     if conversation_id in own.scrolled:  # what was scrolled to is held, and was no news
-        first_held = min((entry.seq for _, entry in facts.shown.get(device, ())), default=max(stored, default=0) + 1)
-    due = [seq for seq in visible if seq >= first_held]
+        first_held = min((entry.seq for _, entry in shown), default=math.inf)
+    due = [seq for seq in stored if seq >= first_held and _within(stays, seq)]
     verdict.judged[Guarantee.COMPLETE] += len(due)
     missing = sorted(seq for seq in due if seq not in held)
     if missing:
