@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from chassis.backoff import Backoff
-from chassis.registry import Instance, Registry, RegistryUnavailableError
+from chassis.registry import Instance, Registry, RegistryRefusedError, RegistryUnavailableError
 from chassis.tasks import open_tasks
 
 _FIRST_RETRY_SECONDS: Final = 0.2
@@ -26,7 +26,7 @@ async def open_registration(registry: Registry, instance: Instance, rng: random.
     new one. For those who hold locks a session's end means more: they hold their sessions themselves.
     """
     registered = asyncio.Event()
-    async with open_tasks(f"registration.{instance.instance_id}") as tasks:
+    async with open_tasks(f"registration.{instance.instance_id}", told=(RegistryRefusedError,)) as tasks:
         keeping = tasks.spawn(_keep(registry, instance, registered, rng), name="keep")
         waiting = tasks.spawn(registered.wait(), name="first")
         await asyncio.wait({keeping, waiting}, return_when=asyncio.FIRST_COMPLETED)

@@ -17,8 +17,9 @@ class Tasks:
     Unlike asyncio.TaskGroup one task's failure does not cancel its siblings: the owner decides, told by `wait_failed`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, told: tuple[type[Exception], ...] = ()) -> None:
         self._name = name
+        self._told = told
         self._tasks: dict[asyncio.Task[Any], None] = {}  # a dict, not a set: cancelled in the order of their start, on every run
         self._failure: BaseException | None = None
         self._failed = asyncio.Event()
@@ -45,7 +46,8 @@ class Tasks:
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
-        log.error("task failed", task=task.get_name(), exc_info=error)
+        if not isinstance(error, self._told):
+            log.error("task failed", task=task.get_name(), exc_info=error)
         if self._failure is None:
             self._failure = error
             self._failed.set()
@@ -66,9 +68,12 @@ class Tasks:
 
 
 @asynccontextmanager
-async def open_tasks(name: str) -> AsyncIterator[Tasks]:
-    """Own tasks: leaving cancels them and waits until all have ended."""
-    tasks = Tasks(name)
+async def open_tasks(name: str, *, told: tuple[type[Exception], ...] = ()) -> AsyncIterator[Tasks]:
+    """Own tasks: leaving cancels them and waits until all have ended.
+
+    `told` are errors that end the process with a line for a person: a traceback in the log before it would only frighten.
+    """
+    tasks = Tasks(name, told)
     try:
         yield tasks
     finally:

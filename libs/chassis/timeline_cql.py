@@ -228,7 +228,7 @@ def _add_cells(found: dict[str, list[Cell]], answer: Answer) -> None:
 async def _prepare(session: CqlSession, keyspace: str, name: str) -> _Table:
     table = _Table()
     for attribute, cql in _STATEMENTS.items():
-        statement = await session.prepare(cql.format(table=f"{keyspace}.{name}"))
+        statement = await session.prepare(cql.format(table=f'"{keyspace}".{name}'))
         statement.is_idempotent = True
         statement.fetch_size = None if attribute in _AT_ONE_MOMENT else _PAGE_ROWS
         # The driver knows no routing key of an IN; told where one would stand, it takes the one that the statement is given.

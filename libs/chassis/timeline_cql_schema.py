@@ -58,9 +58,9 @@ async def apply_schema(session: CqlSession, keyspace: str, replication: str, ver
     try:
         if not await _keyspace_exists(session, keyspace):
             replicas = _replication(replication, session.nodes_by_datacenter())
-            await _define(session, f"CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replicas}")
+            await _define(session, f'CREATE KEYSPACE IF NOT EXISTS "{keyspace}" WITH replication = {replicas}')
         for table in _OWN_TABLES:
-            await _define(session, f"CREATE TABLE IF NOT EXISTS {keyspace}.{table}")
+            await _define(session, f'CREATE TABLE IF NOT EXISTS "{keyspace}".{table}')
         before = await _version(session, keyspace)
         _refuse_newer(keyspace, before, len(versions))
         for number, tables in enumerate(versions, 1):
@@ -68,7 +68,7 @@ async def apply_schema(session: CqlSession, keyspace: str, replication: str, ver
                 for spec in tables:
                     await _define(session, _create(keyspace, spec))
                 names = ",".join(spec.name for spec in tables)
-                await session.query(f"INSERT INTO {keyspace}.schema_version (version, tables) VALUES (%s, %s)", (number, names))  # noqa: S608
+                await session.query(f'INSERT INTO "{keyspace}".schema_version (version, tables) VALUES (%s, %s)', (number, names))  # noqa: S608
         await _set_first_facts(session, keyspace)
         return before, await read_facts(session, keyspace)
     except InvalidRequest as error:
@@ -98,7 +98,7 @@ async def check_schema(session: CqlSession, keyspace: str, known_version: int) -
 
 async def read_facts(session: CqlSession, keyspace: str) -> ClusterFacts:
     """Read what the database says of itself now. Raises what the driver raises."""
-    facts = dict(await session.query(f"SELECT name, value FROM {keyspace}.cluster_fact"))  # noqa: S608
+    facts = dict(await session.query(f'SELECT name, value FROM "{keyspace}".cluster_fact'))  # noqa: S608
     return ClusterFacts(await _version(session, keyspace), facts.get(CLUSTER_ID, ""), int(facts.get(LOG_EPOCH, "0")))
 
 
@@ -133,7 +133,7 @@ async def _set_first_facts(session: CqlSession, keyspace: str) -> None:
 
 
 async def _set_fact(session: CqlSession, keyspace: str, name: str, value: str, *, stamp: int) -> None:
-    cql = f"INSERT INTO {keyspace}.cluster_fact (name, value) VALUES (%s, %s) USING TIMESTAMP {stamp:d}"  # noqa: S608
+    cql = f'INSERT INTO "{keyspace}".cluster_fact (name, value) VALUES (%s, %s) USING TIMESTAMP {stamp:d}'  # noqa: S608
     await session.query(cql, (name, value))
 
 
@@ -142,7 +142,7 @@ async def _keyspace_exists(session: CqlSession, keyspace: str) -> bool:
 
 
 async def _version(session: CqlSession, keyspace: str) -> int:
-    rows = await session.query(f"SELECT version FROM {keyspace}.schema_version")  # noqa: S608
+    rows = await session.query(f'SELECT version FROM "{keyspace}".schema_version')  # noqa: S608
     return max((version for (version,) in rows), default=0)
 
 
@@ -161,7 +161,7 @@ def _create(keyspace: str, spec: TableSpec) -> str:
         raise ValueError(f"{spec.name!r} is no table name")
     options = f" WITH {_EXPIRING}" if spec.expiring else ""
     columns = '"partition" text, "key" blob, "value" blob, PRIMARY KEY ("partition", "key")'
-    return f"CREATE TABLE IF NOT EXISTS {keyspace}.{spec.name} ({columns}){options}"
+    return f'CREATE TABLE IF NOT EXISTS "{keyspace}".{spec.name} ({columns}){options}'
 
 
 def _replication(text: str, nodes: Mapping[str, int]) -> str:

@@ -56,7 +56,7 @@ async def _run(settings: CqlSettings, load: TimelineLoad) -> dict[str, Any]:
 
 async def _drop(session: CqlSession, keyspace: str) -> None:
     with suppress(Exception):  # an engine that went away meanwhile: what ended the measurement is told
-        await session.define(f"DROP KEYSPACE {keyspace}")
+        await session.define(f'DROP KEYSPACE "{keyspace}"')
 
 
 async def _measure_all(settings: CqlSettings, load: TimelineLoad) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import structlog
 
 from chassis.backoff import Backoff
 from chassis.clock import Clock
-from chassis.registry import Instance, Registry, RegistrySession, RegistryUnavailableError
+from chassis.registry import Instance, Registry, RegistryRefusedError, RegistrySession, RegistryUnavailableError
 from chassis.tasks import Tasks, open_tasks
 from parley_protocol.slots import DRAINING_PREFIX, SLOT_PREFIX, slot_key
 from services.gateway.metrics import Metrics
@@ -165,6 +165,6 @@ class Ownership:
 @asynccontextmanager
 async def open_ownership(ownership: Ownership) -> AsyncIterator[Ownership]:
     """Hold slots until the block is left; leaving frees them."""
-    async with open_tasks("gateway.ownership") as tasks:
+    async with open_tasks("gateway.ownership", told=(RegistryRefusedError,)) as tasks:
         tasks.spawn(ownership.run(tasks), name="sessions")
         yield ownership

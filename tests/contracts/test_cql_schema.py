@@ -55,6 +55,16 @@ async def test_versions_are_applied_once_each_and_again_changes_nothing(settings
     assert (await opened(settings, ["events", "inbox"], 2)).facts.cluster_id == first.cluster_id
 
 
+async def test_a_keyspace_may_be_named_by_a_word_of_the_language(settings: CqlSettings, session: CqlSession) -> None:
+    named = settings.model_copy(update={"keyspace": "select"})
+    try:
+        _, facts = await apply_schema(session, named.keyspace, "1", ONE)
+        await raise_log_epoch(session, named.keyspace, 2)
+        assert (await opened(named, ["events"], 1)).facts == facts._replace(log_epoch=2)
+    finally:
+        await session.define(f'DROP KEYSPACE IF EXISTS "{named.keyspace}"')
+
+
 async def test_two_at_once_end_with_one_schema(settings: CqlSettings, session: CqlSession) -> None:
     async def apply() -> object:
         async with open_cql_session(settings, CqlMetrics(CollectorRegistry())) as own:

@@ -4,9 +4,10 @@ import asyncio
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from chassis.registration import open_registration
-from chassis.registry import Instance, RegistryUnavailableError
+from chassis.registry import Instance, RegistryRefusedError, RegistryUnavailableError
 from chassis.registry_memory import MemoryRegistry
 from chassis.testing.virtual_loop import run_virtual
 
@@ -73,5 +74,17 @@ def test_a_registry_that_can_not_be_used_ends_the_start():
         with pytest.raises(ZeroDivisionError):
             async with open_registration(Unreliable(ZeroDivisionError()), S1, rng):
                 raise AssertionError("not reached")
+
+    run_virtual(main)
+
+
+def test_a_registry_that_is_another_clusters_ends_it_without_a_traceback():
+    """The process ends with the line that says whose it is."""
+
+    async def main(rng):
+        with capture_logs() as logs, pytest.raises(RegistryRefusedError, match="another's"):
+            async with open_registration(Unreliable(RegistryRefusedError("another's")), S1, rng):
+                raise AssertionError("not reached")
+        assert logs == []
 
     run_virtual(main)

@@ -48,6 +48,17 @@ async def test_a_failure_is_logged_once_and_raised_to_whoever_waits():
     assert isinstance(logs[0]["exc_info"], ValueError)
 
 
+async def test_what_the_process_ends_with_is_left_to_whoever_tells_it():
+    with capture_logs() as logs:
+        async with open_tasks("test", told=(LookupError,)) as tasks:
+            tasks.spawn(fail(KeyError("told")), name="refused")
+            with pytest.raises(KeyError, match="told"):
+                await tasks.wait_failed()
+            tasks.spawn(fail(ValueError("not told")), name="broken")
+            await asyncio.sleep(0)
+    assert [entry["task"] for entry in logs] == ["test.broken"]
+
+
 async def test_a_failure_leaves_the_siblings_alone():
     with capture_logs():
         async with open_tasks("test") as tasks:
