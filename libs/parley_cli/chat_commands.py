@@ -10,15 +10,15 @@ from parley_protocol.ids import is_app_id, is_conversation_id
 
 HELP = """\
 Type a line and press Enter to send it. A line that starts with / is a command:
-  /to USER | GROUP              talk to a user, or in a group (its id or its title)
-  /history [N]                  show the last N (20) lines of this conversation, and N more each time
-  /who                          show who is here, who is connected and how far each has read
-  /list                         show your conversations with their unread counts
+  /to USER | GROUP              talk to a user, or in a group (id or title)
+  /history [N]                  show N (20) earlier lines, and N more each time
+  /who                          show who is here, connected, has read how far
+  /list                         show your conversations with unread counts
   /group create TITLE USER...   make a group and talk in it
   /group add USER...            add members
   /group leave                  leave this group
   /help                         show this
-  /quit                         leave (as Ctrl-D); what is not sent yet is sent the next time
+  /quit                         leave (as Ctrl-D); what waits is sent next time
 Start a message with // to send a line that begins with /."""
 
 DEFAULT_HISTORY_LINES = 20  # fits a small terminal together with the prompt

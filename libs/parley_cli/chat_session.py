@@ -45,6 +45,7 @@ _STYLES = {Tick.SENT: "class:sent", Tick.DELIVERED: "class:delivered", Tick.READ
 _TURN_SECONDS = 0.3  # delivered is mostly followed by read at once: one line for both
 _STATUS_MESSAGES = 3  # own messages below the prompt
 _STATUS_CHARS = 24  # of each
+_AWAY = "can't ask the server now: it is away"
 _HELD_QUIET_SECONDS = 10.0  # each message that waits is asked to, again and again: one line says it
 
 
@@ -255,13 +256,18 @@ class Chat:
     async def _show_history(self, lines: int) -> None:
         if not self._conversation:
             raise chat_commands.NotUnderstoodError("of which conversation? /to USER says it")
-        events = await self._client.history(self._conversation, before=self._oldest_shown, limit=lines)
+        away = self.lost.is_set()
+        events = await self._client.history(self._conversation, before=self._oldest_shown, limit=lines, fetch=not away)
+        if not events and away:
+            raise chat_commands.NotUnderstoodError(_AWAY)
         self._note("── earlier ──" if events else "that was the beginning")
         self._show_older(events)
 
     async def _who(self) -> None:
         if not self._conversation:
             raise chat_commands.NotUnderstoodError("of which conversation? /to USER says it")
+        if self.lost.is_set():  # the next lines must not wait for an answer
+            raise chat_commands.NotUnderstoodError(_AWAY)
         members = await self._client.list_members(self._conversation)
         online: dict[str, bool] = {}
         for first in range(0, len(members), 100):

@@ -61,7 +61,8 @@ def test_what_is_typed_while_the_server_is_away_is_sent_when_it_is_back(server: 
         bob.expect("alice: one")
         server.kill()
         alice.expect("reconnecting…")
-        alice.type("two\nthree\n")
+        alice.type("/who\ntwo\nthree\n")
+        alice.expect("can't ask the server now: it is away")
         with Server(server.data, listen=server.address):
             alice.expect("connected again")
             alice.expect("#2 .* two ✓")

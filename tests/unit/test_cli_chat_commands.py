@@ -3,6 +3,7 @@
 import pytest
 
 from parley_cli.chat_commands import (
+    HELP,
     Conversations,
     GroupAdd,
     GroupCreate,
@@ -67,3 +68,7 @@ def test_a_group_is_known_by_the_shape_of_its_id() -> None:
     assert is_group_id("g_" + "a" * 26)
     assert not is_group_id("d_" + "a" * 26)
     assert not is_group_id("the team")
+
+
+def test_the_help_fits_a_terminal_of_80_columns():
+    assert max(map(len, HELP.splitlines())) < 80
