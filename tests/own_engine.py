@@ -19,7 +19,7 @@ from engine_fixtures import ENVIRON, KILL_SECONDS, runs
 
 from parley_engines.engine import Place
 from parley_engines.native import ENGINES, NativeEngines, engines_of
-from parley_engines.processes import wait_ended
+from parley_engines.processes import ProcessIdentity, wait_ended
 from parley_engines.state import Started
 
 Edit = Callable[[Place], None]  # changes the configuration that lies in the place's folder
@@ -98,15 +98,19 @@ class OwnEngine:
 
     def wait_ended(self, seconds: float) -> bool:
         """Wait until it has ended by itself."""
-        ((started, _),) = self.engines.status([self.name]).values()
-        assert started is not None
-        return wait_ended(started.process, seconds)
+        return wait_ended(self._process, seconds)
 
     def kill(self) -> None:
-        """End it as a power cut would."""
-        process = self.started.process
+        """End it as a power cut would, also where it is not well."""
+        process = self._process
         os.kill(process.pid, signal.SIGKILL)
         assert wait_ended(process, KILL_SECONDS)
+
+    @property
+    def _process(self) -> ProcessIdentity:
+        ((started, _),) = self.engines.status([self.name]).values()
+        assert started is not None
+        return started.process
 
     def pids(self) -> set[str]:
         """Return its process, which is no leak of the test that started it again."""

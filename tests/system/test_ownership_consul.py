@@ -1,8 +1,11 @@
 """Slots on a real Consul: who serves whom when gateways come, go and are cut off, and when Consul forgets."""
 
 import asyncio
+import json
 import random
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,14 +14,16 @@ from pathlib import Path
 import pytest
 from engine_fixtures import EnginesOfTheRun
 from own_consul import open_own_consul
+from own_engine import open_own_engine
 from prometheus_client import CollectorRegistry
 from tcp_link import open_link
 
 from chassis.clock import SystemClock
-from chassis.registry import Instance
+from chassis.registry import Instance, RegistryRefusedError
 from chassis.registry_consul import open_consul_registry
 from chassis.registry_consul_claim import Claim
 from chassis.registry_consul_http import ConsulSettings
+from chassis.registry_consul_session import CHECK_SECONDS
 from parley_protocol.slots import GATEWAYS, SLOT_COUNT, rank
 from services.gateway.metrics import Metrics
 from services.gateway.ownership import Ownership, open_ownership
@@ -123,6 +128,75 @@ async def test_while_consul_is_away_nothing_moves_and_when_it_is_back_each_has_w
                 await asyncio.sleep(3)  # in which everybody finds it again
             assert fairly_shared(one, two)()
             assert one.ended == two.ended == []
+
+
+async def until_no_room(address: str) -> None:
+    """Wait until Consul takes nothing any more. It may have begun with a page of its file that was there already."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while await asyncio.to_thread(takes_a_key, address):
+            pass
+
+
+def takes_a_key(address: str) -> bool:
+    request = urllib.request.Request(f"http://{address}/v1/kv/other/key", bytes(1000), method="PUT")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return bool(json.load(answer))
+    except urllib.error.HTTPError:  # 500: raft apply failed
+        return False
+
+
+async def test_while_consul_has_no_room_nothing_moves_and_when_it_has_each_has_what_it_had(
+    tmp_path: Path, engines: EnginesOfTheRun
+) -> None:
+    engines.require("consul")
+    with open_own_engine("consul", tmp_path, disk_size="16m") as consul:
+        disk, address = consul.disk, consul.started.address
+        assert disk is not None
+        async with open_gateway("g1", address, "parley") as one, open_gateway("g2", address, "parley") as two:
+            async with open_gateway("g3", address, "parley") as three:
+                await until(fairly_shared(one, two, three))
+                epochs, left = {**one.slots.epochs, **two.slots.epochs}, three.owns
+                one.ended.clear()
+                two.ended.clear()
+                disk.fill()
+                await until_no_room(address)
+                await asyncio.sleep(CHECK_SECONDS + 2)  # sessions hang on checks, which an outage may not let run out
+                assert fairly_shared(one, two, three)()
+            await asyncio.sleep(CHECK_SECONDS + 2)  # one that ends now is followed by nobody
+            assert not left & (one.owns | two.owns)
+            assert not consul.wait_ended(0), "Consul stays, says no, and needs nobody to start it again"
+
+            disk.empty()
+            await until(fairly_shared(one, two))
+            assert {slot: epoch for slot, epoch in {**one.slots.epochs, **two.slots.epochs}.items() if slot not in left} == epochs
+            assert one.ended == two.ended == []
+
+
+async def test_a_consul_that_ends_without_room_is_started_again_with_what_it_had(tmp_path: Path, engines: EnginesOfTheRun) -> None:
+    engines.require("consul")
+    with open_own_engine("consul", tmp_path, disk_size="16m") as consul:
+        disk, address = consul.disk, consul.started.address
+        assert disk is not None
+        async with open_gateway("g1", address, "parley") as one, open_gateway("g2", address, "parley") as two:
+            await until(fairly_shared(one, two))
+            epochs = {**one.slots.epochs, **two.slots.epochs}
+            one.ended.clear()
+            two.ended.clear()
+            disk.fill()
+            await until_no_room(address)
+            consul.kill()
+            disk.empty()
+            assert consul.started.address == address
+            await asyncio.sleep(3)  # in which everybody finds it again
+            assert takes_a_key(address)
+            assert {**one.slots.epochs, **two.slots.epochs} == epochs
+            assert one.ended == two.ended == []
+        other = open_consul_registry(
+            ConsulSettings(address=address, prefix="parley"), claim=Claim("other"), version="0", rng=random.Random(1)
+        )
+        with pytest.raises(RegistryRefusedError, match="belong to cluster 'test', not to 'other'"):
+            await other.__aenter__()
 
 
 async def test_a_gateway_that_drains_hands_over_everything(engines: EnginesOfTheRun) -> None:
