@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from array import array
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,9 @@ from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_checker.history import Answered, Device, DeviceHistory, Entry, History, Shown, asked_of, entry_of
 from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
-from parley_cli.bench_messages import DEVICE, MessageLoad, connect_load
+from parley_cli import bench_bystanders
+from parley_cli.bench_bystanders import open_bystanders
+from parley_cli.bench_messages import DEVICE
 from parley_cli.bench_pacer import arrivals
 from parley_cli.bench_reads import read_timeline
 from parley_cli.bench_report import percentiles_ms, progress
@@ -28,9 +29,6 @@ from parley_protocol.ids import group_conversation_id
 QUIET_SECONDS = 60.0  # for a phase to be over: all answered, all shown
 _BODY_BYTES = 100
 _NEVER = float("inf")
-# Who looks on while a group churns: enough messages to see a stall of 50 ms.
-_BYSTANDERS = MessageLoad(pairs=10, window=1, seconds=0.0, rate=100.0)
-_BYSTANDER_SECONDS = 300.0  # longer than any churn
 
 
 @dataclass(frozen=True)
@@ -237,21 +235,18 @@ async def measure_group(target: Target, load: GroupLoad) -> dict[str, Any]:
 
 async def measure_churn(target: Target, load: GroupLoad) -> dict[str, Any]:
     """Have everybody join a group at once, each by a command of his own, then everybody leave at once, while others chat."""
-    async with AsyncExitStack() as stack:
-        fleet = await stack.enter_async_context(open_fleet(target.address, target.token_for))
-        progress(f"connecting {load.members} members and {_BYSTANDERS.pairs} pairs that look on")
+    async with open_fleet(target.address, target.token_for) as fleet, open_bystanders(target) as bystanders:
+        progress(f"connecting {load.members} members, {bench_bystanders.LOAD.pairs} pairs look on")
         group = await _open_group(target, fleet, load.members, alone=True)
-        bystanders = await connect_load(target, fleet, _BYSTANDERS)
-        offering = fleet.spawn(bystanders.offer(_BYSTANDER_SECONDS), "offer")
         await asyncio.sleep(load.warm_seconds)
         owner, *others = group.members
-        result: dict[str, Any] = {"members": load.members, "offered_per_second_beside": _BYSTANDERS.rate}
+        result: dict[str, Any] = {"members": load.members, "offered_per_second_beside": bench_bystanders.LOAD.rate}
         for phase in ("join", "leave"):
             progress(f"{len(others)} members {phase} at once")
             deliveries, cpu = group.deliveries, target.meter.cpu_seconds() if target.meter else 0.0
+            await bystanders.begin_window()
             begin = time.monotonic()
             group.begin_gaps()
-            bystanders.tally.begin_window()
             # The k-th to join finds k members, the k-th to leave leaves all but k: as many events, whatever the order.
             for count, member in enumerate(others, 1):
                 if phase == "join":
@@ -262,16 +257,13 @@ async def measure_churn(target: Target, load: GroupLoad) -> dict[str, Any]:
             await group.wait_quiet()
             elapsed, deliveries = time.monotonic() - begin, group.deliveries - deliveries
             used = target.meter.cpu_seconds() - cpu if target.meter else None
-            bystanders.tally.end_window()
             result[phase] = {
                 "seconds": round(elapsed, 3),
                 "deliveries": deliveries,
                 "server_cpu_us_per_delivery": None if used is None else round(used / deliveries * 1e6, 1),
                 "longest_gap_ms": round(group.longest_gap_seconds * 1e3, 1),
-                "latency_beside_ms": percentiles_ms(bystanders.tally.answer_seconds),
+                "latency_beside_ms": await bystanders.end_window(),
             }
-        offering.cancel()
-        await bystanders.end()
         verdict = await group.verdict(target, fleet)
         verdict.add(await bystanders.verdict())
         return result | verdict.counts() | {"stories": verdict.stories}

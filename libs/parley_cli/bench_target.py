@@ -5,14 +5,15 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chassis.app import allow_open_files
 from parley_cli.bench_meter import ProcessMeter
+from parley_cli.bench_report import progress
 from parley_cli.failures import SetupError
 from parley_cli.server_process import open_server_process, pid_of_server, run_until_signal
 from parley_cluster.state_file import read_state
@@ -32,6 +33,7 @@ class Target:
     """A server to measure."""
 
     address: str
+    data_dir: Path  # the server's: its key lies there
     token_for: Callable[[str], str]
     meter: ProcessMeter | None  # None: its process is not on this machine
     run_id: str  # part of all user ids, so that runs against one server do not meet
@@ -57,16 +59,16 @@ async def open_target(options: TargetOptions) -> AsyncIterator[Target]:
     if options.server:
         if options.data_dir is None:
             raise SetupError("--server needs --data: the folder where that server's key lies.")
-        with _as_generator():
-            yield _target(options.server, options.data_dir, _meter_of(options.data_dir))
+        _let_the_server_go_first()
+        yield target_of(options.server, options.data_dir, _meter_of(options.data_dir))
         return
     scratch = None if options.data_dir is not None else Path(tempfile.mkdtemp(prefix="parley-bench-"))
     data_dir = options.data_dir or scratch
     assert data_dir is not None
     try:
         async with open_server_process(data_dir, environ=_OWN_SERVER_ENVIRON | dict(options.environ)) as (server, address):
-            with _as_generator():
-                yield _target(address, data_dir, ProcessMeter(server.pid))
+            _let_the_server_go_first()
+            yield target_of(address, data_dir, ProcessMeter(server.pid))
     finally:
         if scratch is not None:
             shutil.rmtree(scratch)
@@ -81,7 +83,8 @@ def _meter_of(data_dir: Path) -> ProcessMeter | None:
     return ProcessMeter(pid, parts and {**parts, "supervisor": pid})
 
 
-def _target(address: str, data_dir: Path, meter: ProcessMeter | None) -> Target:
+def target_of(address: str, data_dir: Path, meter: ProcessMeter | None) -> Target:
+    """Return a running server as a target. Raises SetupError."""
     path = data_dir / KEY_FILE_NAME
     if not path.exists():
         raise SetupError(f"no key in {data_dir}: is it the data folder of the server?")
@@ -91,19 +94,19 @@ def _target(address: str, data_dir: Path, meter: ProcessMeter | None) -> Target:
         raise SetupError(f"can't use the key in {data_dir}: {error}") from error
     run_id = os.urandom(4).hex()
     return Target(
-        address, lambda user: mint_token(key, user, "", _TOKEN_SECONDS, time.time()), meter, run_id, random.Random(run_id)
+        address, data_dir, lambda user: mint_token(key, user, "", _TOKEN_SECONDS, time.time()), meter, run_id, random.Random(run_id)
     )
 
 
-@contextmanager
-def _as_generator() -> Iterator[None]:
-    """Let the server go first: a batch process does not break into another's time slice."""
-    before = os.sched_getscheduler(0)
-    os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+def _let_the_server_go_first() -> None:
+    """Be a batch process, which does not break into another's time slice, until this process ends.
+
+    Nobody but root could take that back, and to a real-time priority not even root without more words.
+    """
     try:
-        yield
-    finally:
-        os.sched_setscheduler(0, before, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    except OSError as error:  # a sandbox that lets nobody choose
+        progress(f"the load generator keeps its scheduling, and may hold the server up ({error.strerror})")
 
 
 def run_benchmark(measure: Callable[[Target], Awaitable[dict[str, Any]]], options: TargetOptions) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -139,7 +140,7 @@ async def serving(servicer: Servicer) -> AsyncIterator[Target]:
         add_MessagingServiceServicer_to_server(servicer, server)
 
     async with open_server(bind="127.0.0.1:0", register=register) as running:  # leaving waits for the handlers
-        yield Target(running.address, lambda user: user, None, "t", random.Random(1))
+        yield Target(running.address, Path(), lambda user: user, None, "t", random.Random(1))
 
 
 async def test_an_honest_server_keeps_the_contract():

@@ -70,6 +70,8 @@ def test_group_churn(scratch: Path) -> None:
     for phase in ("join", "leave"):
         assert result[phase]["deliveries"] == 30 * 29 // 2
         assert result[phase]["longest_gap_ms"] > 0
+        assert result[phase]["latency_beside_ms"].keys() == LATENCY
+    assert result["acked"] > 1 + 2 * 29, "those who look on are judged, too"
 
 
 def test_history(scratch: Path) -> None:
@@ -114,6 +116,7 @@ def test_ctrl_c_ends_the_server_and_removes_its_folder(scratch: Path) -> None:
         running.stderr.expect("of measuring")
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         assert children
+        assert os.sched_getscheduler(running.pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_BATCH, "the server goes first"
         running.signal(signal.SIGINT)
         assert running.wait() == 1
     assert not list(scratch.iterdir())
