@@ -29,7 +29,8 @@ MEMORY_BYTES = 8 << 30  # address space, of which gRPC alone reserves much: a mu
 COMPUTES = 0x1  # CO_OPTIMIZED: the code of a function, not of a class or a module
 
 
-TEMPORARY = Path("build/mutation-run/tmp")  # what tests leave in files
+# What tests leave in files; of this run alone, for its end takes it away, and tests that fail for want of it kill anything.
+TEMPORARY = Path(f"build/mutation-run/tmp-{os.getpid()}")
 QUIET = (
     *("-q", "--tb=no", "-p", "no:cacheprovider", "-o", "asyncio_debug=false", "--hypothesis-seed=0"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of plugins that are imported already
