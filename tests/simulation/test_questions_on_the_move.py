@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from chassis.testing.faults import DRAIN, SLOW
-from parley_client import CallError, Client
+from parley_client import CallError, Client, ClientOptions
 from parley_client.notices import ConnectionChanged
 from parley_simulation import world
 from parley_simulation.devices import CALM, SimulatedDevice
@@ -38,10 +38,12 @@ class CuriousDevice(SimulatedDevice):
         with client.changes() as notices:
             async for notice in notices:
                 if isinstance(notice, ConnectionChanged) and (conversations := client.conversations()):
+                    asked = asyncio.get_running_loop().time()
                     try:
                         await client.get_conversation(self._rng.choice(conversations).conversation_id)
                     except CallError as error:
-                        if error.code is grpc.StatusCode.UNAVAILABLE and error.detail.startswith(CUT):
+                        in_time = asyncio.get_running_loop().time() - asked < ClientOptions().rpc_timeout_seconds
+                        if error.code is grpc.StatusCode.UNAVAILABLE and error.detail.startswith(CUT) and in_time:
                             cut.append(f"{self.device}: {error}")
                     else:
                         answered.append(str(self.device))
