@@ -41,7 +41,7 @@ def mutation(name: str) -> Callable[[Mutation], Mutation]:
 
 @mutation("dedupe removed")
 def _(patch: Patch) -> None:
-    patch.setattr(Loaded, "known", lambda self, user, key: Known(None, self.counts.__getitem__, self.events.__getitem__))
+    patch.setattr(Loaded, "known", lambda self, _: Known(None, self.count_at, self.events.__getitem__))
 
 
 @mutation("dedupe looks only into the present week")
