@@ -48,19 +48,14 @@ class Timelines:
         for event in events:
             state = self._state(event.conversation_id)
             seq = event.seq
-            if state.is_placed:
-                if seq <= state.held_seq:
-                    continue
-                if seq == state.held_seq + 1:
-                    self._append(state, event, change)
-                    self._drain(state, change)
-                    continue
-            elif seq == 1:
+            if not state.is_placed and seq == 1:
                 state.begin_at(1)
+            if seq == state.held_seq + 1:
                 self._append(state, event, change)
-                continue
-            self._keep_ahead(state, event)
-            self.announce(event.conversation_id, seq, change)
+                self._drain(state, change)
+            elif seq > state.held_seq:
+                self._keep_ahead(state, event)
+                self.announce(event.conversation_id, seq, change)
 
     def announce(self, conversation_id: str, head_seq: int, change: Change) -> None:
         """Note that a seq exists; if it is not held, the conversation is behind."""
@@ -68,8 +63,7 @@ class Timelines:
         if head_seq > state.known_head_seq:
             state.known_head_seq = head_seq
             change.conversations[conversation_id] = state
-        if state.is_behind:
-            self.behind[conversation_id] = None
+        self._note_behind(state)
 
     def meet(self, conversation_id: str, peer: str) -> None:
         """Note who the other user of a 1-1 conversation is, where that is not known; kept with what follows."""
@@ -91,9 +85,8 @@ class Timelines:
                 state.begin_at(row.last_events[0].seq)
         change.conversations[row.conversation_id] = state
         for event in row.last_events:
-            self._append_or_keep(state, event, change)
+            self._keep_ahead(state, event)
         self._drain(state, change)
-        self.announce(row.conversation_id, row.head_seq, change)
         return ahead
 
     def take_page(self, conversation_id: str, page: messaging_service_pb2.ListEventsResponse, change: Change) -> None:
@@ -160,7 +153,7 @@ class Timelines:
         known = self.watermarks.get((conversation, user), Watermarks(0, 0))
         is_news = receipt.delivered_seq > known.delivered_seq or receipt.read_seq > known.read_seq
         raised = Watermarks(max(receipt.delivered_seq, known.delivered_seq), max(receipt.read_seq, known.read_seq))
-        if state.kind != events_pb2.CONVERSATION_KIND_GROUP and state.peer_user_id == user:
+        if state.peer_user_id == user:
             # `known` is what came before it was clear that this is a 1-1.
             if not state.raise_peer(raised.delivered_seq, raised.read_seq):
                 return False
@@ -203,16 +196,6 @@ class Timelines:
         change.conversations[state.conversation_id] = state
         if state.read_seq != read_before:
             self._recount(state, change)
-        if state.kind == 0:
-            self.behind[state.conversation_id] = None  # its events are here, what it is has to be asked
-
-    def _append_or_keep(self, state: ConversationState, event: events_pb2.Event, change: Change) -> None:
-        if event.seq <= state.held_seq:
-            return
-        if state.is_placed and event.seq == state.next_visible(state.held_seq):
-            self._append(state, event, change)
-        else:
-            self._keep_ahead(state, event)
 
     def _keep_ahead(self, state: ConversationState, event: events_pb2.Event) -> None:
         ahead = self._ahead.setdefault(state.conversation_id, {})
@@ -220,20 +203,18 @@ class Timelines:
             ahead[event.seq] = event
 
     def _drain(self, state: ConversationState, change: Change) -> None:
-        """Append what was kept and comes next now; leave the list of those behind when nothing is missing any more."""
-        ahead = self._ahead.get(state.conversation_id)
-        while ahead and state.is_placed:
-            following = state.next_visible(state.held_seq)
-            event = ahead.pop(following, None) if following is not None else None
-            if event is None:
-                break
-            self._append(state, event, change)
-        if ahead is not None:
-            for seq in [seq for seq in ahead if seq <= state.held_seq]:
-                del ahead[seq]
-            if not ahead:
-                del self._ahead[state.conversation_id]
-        if not state.is_behind:
+        """Append what was kept and comes next now, and let go of what is held meanwhile."""
+        ahead = self._ahead.pop(state.conversation_id, {})
+        while state.is_placed and (following := state.next_visible(state.held_seq)) in ahead:
+            self._append(state, ahead.pop(following), change)
+        if later := {seq: event for seq, event in ahead.items() if seq > state.held_seq}:
+            self._ahead[state.conversation_id] = later
+        self._note_behind(state)
+
+    def _note_behind(self, state: ConversationState) -> None:
+        if state.is_behind:
+            self.behind[state.conversation_id] = None
+        else:
             self.behind.pop(state.conversation_id, None)
 
     def _recount(self, state: ConversationState, change: Change) -> None:

@@ -38,7 +38,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "libs/parley_protocol/digests.py": ("tests/unit/test_client_docs.py", "tests/unit/test_store_sync.py"),
     "libs/parley_protocol/slots.py": ("tests/unit/test_slots.py", "tests/unit/test_router_slots.py"),
     "libs/parley_protocol/ids.py": ("tests/unit/test_ids.py", "tests/unit/test_gateway_commands.py", *STORE[:3]),
-    "libs/parley_client/timelines.py": ("tests/unit/test_client_timelines.py",),
+    "libs/parley_client/timelines.py": (
+        "tests/unit/test_client_timelines.py",
+        "tests/unit/test_client_pages.py",
+        "tests/unit/test_client_watermarks.py",
+    ),
     "libs/parley_client/outbox_state.py": (
         "tests/unit/test_client_outbox.py",
         "tests/unit/test_client_outbox_old.py",

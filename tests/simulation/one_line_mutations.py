@@ -92,7 +92,9 @@ mutations: dict[str, OneLine] = {
     ),
     # Delivery.
     "a page has holes where memory has no event": OneLine(SYSTEM, Reader, "_events", "missing.append(seq)", "pass"),
-    "a device does not fetch what it misses": OneLine(SYSTEM, Timelines, "announce", "self.behind[conversation_id] = None", "pass"),
+    "a device does not fetch what it misses": OneLine(
+        SYSTEM, Timelines, "_note_behind", "self.behind[state.conversation_id] = None", "pass"
+    ),
     "a device keeps no higher watermarks of others": OneLine(
         SYSTEM, Timelines, "take_receipt", "max(receipt.read_seq, known.read_seq)", "known.read_seq"
     ),

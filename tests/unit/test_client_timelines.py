@@ -8,8 +8,7 @@ from timelines_scene import DIRECT, GROUP, ME, PEER, Device, added, created, mes
 from parley.api.v1 import events_pb2 as e
 from parley.api.v1.commands_pb2 import ROLE_ADMIN, ROLE_MEMBER, ROLE_OWNER
 from parley_client.errors import ProtocolError
-from parley_client.store import Change, Watermarks
-from parley_client.store_memory import MemoryStore
+from parley_client.store import Change
 from parley_client.timelines import Timelines
 
 
@@ -63,7 +62,7 @@ def test_where_the_held_stretch_begins():
     device.row(whole)
     assert (device.state(GROUP).first_held_seq, device.state(GROUP).held_seq) == (1, 0)
     device = Device()
-    device.row(e.Conversation(conversation_id=GROUP, kind=2))
+    device.row(e.Conversation(conversation_id=GROUP, kind=2, visible_intervals=[e.Interval(first_seq=1)]))
     assert not device.state(GROUP).is_placed, "nothing is there yet"
     device = Device()
     device.row(e.Conversation(conversation_id=GROUP, kind=2, head_seq=7))
@@ -92,6 +91,10 @@ def test_an_announced_head_is_kept_over_a_restart_and_never_goes_down():
     restarted = Timelines([device.state()], counting=device.store)
     restarted.find_behind()
     assert list(restarted.behind) == [DIRECT]
+    whole = Device()
+    whole.live(message(1))
+    whole.timelines.find_behind()
+    assert not whole.timelines.behind
     device.page(DIRECT, page([message(seq) for seq in range(2, 6)]))
     assert list(device.timelines.behind) == [DIRECT]
 
@@ -168,6 +171,8 @@ def test_history_goes_in_front_and_must_fit():
     assert device.timelines.conversations[DIRECT].first_held_seq == 7
     device.timelines.take_history(DIRECT, 9, page([message(7), message(8)]), change)  # asked for twice at the same time
     assert device.timelines.conversations[DIRECT].first_held_seq == 7
+    assert [event.seq for event in change.prepended] == [7, 8]
+    assert change.conversations == {DIRECT: device.state()}
 
 
 def test_roles_titles_and_counts_follow_the_events_and_older_ones_change_nothing():
@@ -193,98 +198,20 @@ def test_a_content_from_the_future_takes_its_place():
     assert device.live(e.Event(conversation_id=DIRECT, seq=2, actor_user_id=PEER), message(3, count=2)) == [2, 3]
 
 
-def test_unread_counts_messages_of_others_after_what_was_read():
-    device = Device()
-    device.live(message(1), message(2, ME), message(3))
-    assert device.unread() == 2
-    device.read(1)
-    assert device.unread() == 1
-    device.read(3)
-    assert device.unread() == 0
-    device.read(1)
-    assert device.timelines.conversations[DIRECT].read_seq == 3
-
-
-def test_an_absolute_count_that_runs_ahead_is_not_counted_again_when_its_events_come():
-    device = Device()
-    device.live(message(1))
-    change = Change()
-    inbox = e.InboxChange(conversation_id=DIRECT, head_seq=3, message_count=3, unread_count=3)
-    assert device.timelines.take_inbox_change(inbox, change)
-    device.keep(change)
-    assert device.unread() == 3
-    assert list(device.timelines.behind) == [DIRECT]
-    device.page(DIRECT, page([message(2), message(3)]))
-    assert device.unread() == 3
-    device.live(message(4))
-    assert device.unread() == 4
-
-
-def test_an_inbox_change_that_is_older_than_what_is_held_is_dropped():
-    device = Device()
-    device.live(message(1), message(2), message(3))
-    device.read(2)
-    change = Change()
-    assert not device.timelines.take_inbox_change(e.InboxChange(conversation_id=DIRECT, head_seq=3, unread_count=3), change)
-    assert not device.timelines.take_inbox_change(
-        e.InboxChange(conversation_id=DIRECT, head_seq=2, read_seq=2, delivered_seq=2), change
-    )
-    assert device.unread() == 1
-
-
-def test_receipts_only_raise():
-    device = Device()
-    device.live(message(1), message(2, ME))
-    change = Change()
-    receipt = e.Receipt(conversation_id=DIRECT, user_id=PEER, delivered_seq=2, read_seq=1)
-    assert device.timelines.take_receipt(receipt, change)
-    assert not device.timelines.take_receipt(receipt, change)
-    assert not device.timelines.take_receipt(e.Receipt(conversation_id=DIRECT, user_id=PEER, delivered_seq=1), change)
-    state = device.timelines.conversations[DIRECT]
-    assert (state.peer_delivered_seq, state.peer_read_seq) == (2, 1)
-
-
-def test_a_receipt_that_came_before_its_conversation_counts_once_that_is_known():
-    """An older one that comes again afterwards is no news."""
-    device = Device()
-    early = e.Receipt(conversation_id=DIRECT, user_id=PEER, delivered_seq=2, read_seq=1)
-    assert device.timelines.take_receipt(early, Change())
-    device.live(message(1), message(2, ME))
-    assert not device.timelines.take_receipt(e.Receipt(conversation_id=DIRECT, user_id=PEER, delivered_seq=1), Change())
-    state = device.timelines.conversations[DIRECT]
-    assert (state.peer_delivered_seq, state.peer_read_seq) == (2, 1)
-
-
-def test_watermarks_of_others_are_known_after_a_restart():
-    known = {(GROUP, PEER): Watermarks(5, 3)}
-    timelines = Timelines(watermarks=known, counting=MemoryStore())
-    assert timelines.me == "", "whose they are is known with the first token"
-    timelines.me = ME
-    assert not timelines.take_receipt(e.Receipt(conversation_id=GROUP, user_id=PEER, delivered_seq=5, read_seq=2), Change())
-    change = Change()
-    assert timelines.take_receipt(e.Receipt(conversation_id=GROUP, user_id=PEER, delivered_seq=6, read_seq=1), change)
-    assert change.watermarks == {(GROUP, PEER): Watermarks(6, 3)}
-    assert known == {(GROUP, PEER): Watermarks(5, 3)}
-
-
-def test_a_row_tells_whether_our_watermarks_exceed_the_servers():
-    device = Device()
-    device.live(message(1), message(2))
-    device.read(2)
-    assert device.row(e.Conversation(conversation_id=DIRECT, kind=1, head_seq=2, delivered_seq=1, read_seq=1))
-    assert not device.row(e.Conversation(conversation_id=DIRECT, kind=1, head_seq=2, delivered_seq=2, read_seq=2))
-
-
 def test_trimmed_events_are_history_that_can_be_fetched_again():
     device = Device()
-    device.live(*(message(seq) for seq in range(1, 11)))
+    device.live(*(message(seq) for seq in range(1, 7)))
     change = Change()
     device.timelines.trim(DIRECT, 3, change)
+    assert not change.trimmed, "not at each event: only at twice as many"
+    device.live(message(7))
+    device.timelines.trim(DIRECT, 3, change)
+    assert change.conversations == {DIRECT: device.state()}
     device.keep(change)
-    state = device.timelines.conversations[DIRECT]
-    assert (state.first_held_seq, state.held_seq) == (8, 10)
-    assert [event.seq for event in device.store.events(DIRECT, 1, 99, 99)] == [8, 9, 10]
-    assert state.previous_visible(state.first_held_seq) == 7
+    state = device.state()
+    assert (state.first_held_seq, state.held_seq) == (5, 7)
+    assert [event.seq for event in device.store.events(DIRECT, 1, 99, 99)] == [5, 6, 7]
+    assert state.previous_visible(state.first_held_seq) == 4
 
 
 @given(st.data())
