@@ -26,6 +26,7 @@ class Notes:
     pid: int
     slots: int = 0
     at_rest: bool = False  # it has a session, all slots that it should have, and each other slot has its owner
+    among: list[str] = field(default_factory=list)  # the gateways that it shares the slots out among, by its view of the registry
     frames: int = 0  # slots of frames that were looked at
     foreign: int = 0  # of these: taken under an epoch that was not this gateway's own
     stories: list[str] = field(default_factory=list)
@@ -69,6 +70,7 @@ def keep_notes(folder: Path) -> None:
     async def watched_step(self: Ownership, session: Any) -> float:
         again_at = await step(self, session)
         notes.slots = len(self._slots.epochs)
+        notes.among = sorted(self._slots.shared_among)
         notes.at_rest = again_at == math.inf and self._slots.is_clear
         return again_at
 

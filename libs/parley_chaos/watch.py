@@ -107,9 +107,11 @@ class Watch:
         return False
 
     def _slots_rest(self) -> bool:
-        notes = read_notes(self._notes)
-        gateways = [child for name, child in self._children.items() if name.startswith("gateway")]
-        return all(child.pid in notes and notes[child.pid].at_rest for child in gateways)
+        """Tell whether nothing is to move. By itself a gateway that has not heard of another one yet is at rest, until it does."""
+        gateways = {name: child for name, child in self._children.items() if name.startswith("gateway")}
+        found = read_notes(self._notes)
+        own = [found.get(child.pid) for child in gateways.values()]
+        return all(notes is not None and notes.at_rest and notes.among == sorted(gateways) for notes in own)
 
 
 def _is_outage(fault: Fault) -> bool:

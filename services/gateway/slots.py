@@ -195,6 +195,11 @@ class Slots:
         """Tell whether there is another gateway that slots can go to."""
         return any(name != self._me and name not in self._draining for name in self._peers)
 
+    @property
+    def shared_among(self) -> frozenset[str]:
+        """Return the gateways that the last plan shared the slots out among."""
+        return self._winners[0]
+
     def slot_of(self, user_id: str) -> int:
         """Return a user's slot."""
         return slot_of(user_id, self.count)

@@ -1,14 +1,15 @@
 """What a run notes beside what devices record, and which faults nobody may notice."""
 
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from chassis.registry import Epoch
+from chassis.registry import Epoch, Holder, Instance
 from parley.gateway.v1.gateway_service_pb2 import DeliverRequest, SlotEpochs
 from parley.log.v1.records_pb2 import EventRecord
 from parley_chaos.load import LoadStoppedError
@@ -16,7 +17,8 @@ from parley_chaos.notes import Notes, _Fingerprints, _taken
 from parley_chaos.plan import Fault, Kind
 from parley_chaos.watch import Watch, _is_outage, is_own_error
 from parley_checker.guarantees import Guarantee
-from parley_protocol.slots import fingerprint, slot_of
+from parley_protocol.slots import fingerprint, slot_key, slot_of
+from services.gateway.slots import Slots
 
 COUNT = 16
 SLOTS: Any = SimpleNamespace(count=COUNT, slot_of=lambda user: slot_of(user, COUNT))
@@ -74,6 +76,49 @@ async def test_no_answers_while_consul_is_away_break_g15(tmp_path: Path) -> None
     judging = Watch(cast(Any, SimpleNamespace(devices=[], wait_flowing=stops)), {}, tmp_path)
     await judging.flow_meanwhile()
     assert judging.verdict.broken[Guarantee.REGISTRY] == 1
+
+
+BOTH = ["gateway-1", "gateway-2"]
+REST = Notes(1, slots=600, at_rest=True, among=BOTH)
+OTHER_REST = Notes(2, slots=424, at_rest=True, among=BOTH)
+
+
+@pytest.mark.parametrize(
+    ("noted", "rest"),
+    [
+        ([REST, OTHER_REST], True),
+        ([REST], False),  # one has noted nothing yet
+        ([REST, replace(OTHER_REST, at_rest=False)], False),
+        ([REST, replace(OTHER_REST, pid=3)], False),  # of its process before
+        # Drained, and back: the one that has all slots has not heard of it yet, and nobody waits for anything by his own view.
+        ([replace(REST, slots=1024, among=["gateway-1"]), replace(OTHER_REST, slots=0)], False),
+        # The same, and the mark of its drain still lies there.
+        ([replace(REST, slots=1024, among=["gateway-1"]), replace(OTHER_REST, slots=0, among=["gateway-1"])], False),
+        ([replace(REST, slots=1024), replace(OTHER_REST, slots=0, among=["gateway-2"])], False),
+    ],
+)
+def test_slots_rest_once_all_gateways_share_them_out_among_all(tmp_path: Path, noted: list[Notes], rest: bool) -> None:
+    for notes in noted:
+        (tmp_path / f"{notes.pid}.json").write_text(json.dumps(asdict(notes)))
+    children = {"gateway-1": SimpleNamespace(pid=1), "gateway-2": SimpleNamespace(pid=2), "store-1": SimpleNamespace(pid=4)}
+    assert Watch(cast(Any, SimpleNamespace(devices=[])), cast(Any, children), tmp_path)._slots_rest() is rest
+
+
+def test_by_itself_a_gateway_is_at_rest_until_it_hears_of_another_and_then_slots_move() -> None:
+    """So no single gateway's word for it will do: a drained one is back, and the other's view of the registry is late."""
+    one, two = (Instance("gateway", name, f"{name}:1", f"{name}:2") for name in BOTH)
+    first, second = (Slots(name, COUNT, settle_seconds=4.0, slots_per_second=1000.0) for name in BOTH)
+    view = {slot_key(slot): Holder("gateway-1", Epoch("s1", 1)) for slot in range(COUNT)}
+    for slots, session, instances in ((first, "s1", [one]), (second, "s2", [one, two])):
+        slots.on_session(session, 0.0)
+        slots.on_instances(instances, 0.0)
+        slots.on_holders(view, 0.0)
+    assert [slots.plan(10.0) for slots in (first, second)] == [([], [], math.inf)] * 2
+    assert first.is_clear
+    assert second.is_clear
+    first.on_instances([one, two], 12.0)
+    assert first.plan(16.0).release
+    assert first.shared_among == set(BOTH)
 
 
 @pytest.mark.parametrize(
