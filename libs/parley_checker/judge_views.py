@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from parley_checker.guarantees import Guarantee
 from parley_checker.history import Device, Entry, Mark, ReadBack, View
@@ -39,18 +40,18 @@ def judge_views(
     views: Mapping[Device, View], stored: Mapping[int, Entry], stays: Mapping[str, Sequence[tuple[int, int]]], verdict: Verdict
 ) -> None:
     """G12: at the end unread is the messages of others above the read watermark, up to the head that the user may see."""
-    messages_of_others: dict[str, list[int]] = {}
+
+    @cache
+    def messages_of_others(user: str) -> list[int]:
+        return sorted(seq for seq, entry in stored.items() if entry.kind == "message" and entry.actor.user_id != user)
+
     for device, view in views.items():
         user = device.user_id
         if not (own := stays.get(user)):
             continue
         verdict.judged[Guarantee.UNREAD] += 1
         head = own[-1][1]
-        if user not in messages_of_others:
-            messages_of_others[user] = sorted(
-                seq for seq, entry in stored.items() if entry.kind == "message" and entry.actor.user_id != user
-            )
-        seqs = messages_of_others[user]
+        seqs = messages_of_others(user)
         unread = bisect_right(seqs, head) - bisect_right(seqs, min(view.read_seq, head))
         told, counted = (view.held_seq, view.head_seq, view.unread_count), (head, head, unread)
         if told != counted:

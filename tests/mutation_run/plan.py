@@ -51,4 +51,5 @@ TESTS: dict[str, tuple[str, ...]] = {
     "libs/parley_client/ack_state.py": ("tests/unit/test_client_acks.py",),
     "libs/parley_client/reconnect.py": ("tests/unit/test_client_reconnect.py",),
     "libs/parley_checker/judge.py": ("tests/unit/test_contract.py", "tests/unit/test_contract_counts.py"),
+    "libs/parley_checker/judge_views.py": ("tests/unit/test_contract.py", "tests/unit/test_contract_views.py"),
 }
