@@ -14,6 +14,7 @@ from parley_checker.guarantees import Guarantee
 from parley_checker.history import Answered, Device, Entry, entry_of
 from parley_checker.judge import judge
 from parley_checker.verdict import Fault, Verdict
+from parley_simulation.request_uses import Request, RequestUses
 from parley_simulation.store_workload import Workload
 from services.store import rows
 
@@ -23,18 +24,21 @@ STORIES_MAX = 10  # a kind
 
 def judge_store(
     workload: Workload,
-    records: Sequence[CommandRecord],
+    records: Sequence[tuple[CommandRecord, int]],
     events: Sequence[EventRecord],
     letters: Sequence[bytes],
     tables: Tables,
     replayed: Tables,
 ) -> Verdict:
-    """Judge one run, after heal and quiet."""
+    """Judge one run, after heal and quiet. `records` come with their log times."""
     timelines = timelines_of(tables)
     entries = {conversation_id: [entry_of(event) for event in timeline.values()] for conversation_id, timeline in timelines.items()}
+    uses = RequestUses(records, workload.undecidable)
     history = workload.history
-    history.readings["tables"] = entries
-    wrong = [*_collect_answers(workload, events)]
+    history.readings["tables"] = authored(timelines, uses)
+    wrong = [*_collect_answers(workload, events, uses)]
+    for device, asked in uses.later.items():
+        history.device(*device).asked += asked
     verdict = judge(history)
     for story in wrong:
         verdict.blame(Fault.CONTRADICTED, Guarantee.ONCE, story)
@@ -75,7 +79,7 @@ def judge_published(
 def judge_rows(
     verdict: Verdict,
     directs: Mapping[str, tuple[str, str]],
-    records: Sequence[CommandRecord],
+    records: Sequence[tuple[CommandRecord, int]],
     tables: Tables,
     timelines: Mapping[str, Mapping[int, Event]],
 ) -> None:
@@ -97,10 +101,25 @@ def timelines_of(tables: Tables) -> dict[str, dict[int, Event]]:
     return {conversation_id: dict(sorted(timeline.items())) for conversation_id, timeline in sorted(timelines.items())}
 
 
-def _collect_answers(workload: Workload, events: Sequence[EventRecord]) -> Iterator[str]:
+def authored(timelines: Mapping[str, Mapping[int, Event]], uses: RequestUses) -> dict[str, list[Entry]]:
+    """Return what is stored, each later use of a request id as by another device."""
+    found: dict[str, list[Entry]] = {}
+    for conversation_id, timeline in timelines.items():
+        for event in timeline.values():
+            entry = entry_of(event)
+            actor = uses.user_at((entry.actor, entry.request_id), event.time.ToMilliseconds())
+            found.setdefault(conversation_id, []).append(entry._replace(actor=actor))
+    return found
+
+
+def _collect_answers(workload: Workload, events: Sequence[EventRecord], uses: RequestUses) -> Iterator[str]:
     """Put the published outcomes into the history; yield what is wrong with them by themselves."""
-    answered: set[tuple[Device, bytes]] = set()
-    refused: set[tuple[Device, bytes]] = set()
+    answered: set[Request] = set()
+    refused: set[Request] = set()
+    stored = defaultdict[bytes, set[Device]](set)
+    for timeline in workload.history.readings["tables"].values():
+        for entry in timeline:
+            stored[entry.request_id].add(entry.actor)
     for record in events:
         device = Device(record.user_id, record.device_id)
         for outcome in ServerBatch.FromString(record.own).outcomes:
@@ -112,12 +131,13 @@ def _collect_answers(workload: Workload, events: Sequence[EventRecord]) -> Itera
                     yield f"{device} {outcome.request_id.hex()} was dead-lettered: {outcome.rejected.message}"
             elif reason == "REQUEST_ID_REUSED":
                 refused.add(request)
-                if request not in workload.reused:
+                if request not in uses.refused:
                     yield f"{device} {outcome.request_id.hex()} was refused as reused and was not"
             else:
-                seq = outcome.accepted.seq
-                workload.history.device(*device).answered.append(Answered(outcome.request_id, record.conversation_id, seq))
-    for device, request_id in sorted(workload.reused - refused):
+                seq, time_ms = outcome.accepted.seq, outcome.accepted.time.ToMilliseconds()
+                whose = uses.user_at(request, time_ms) if seq else uses.rejected_user(request, stored[outcome.request_id])
+                workload.history.device(*whose).answered.append(Answered(outcome.request_id, record.conversation_id, seq))
+    for device, request_id in sorted(uses.refused - refused):
         yield f"{device} {request_id.hex()} was used for another payload and not refused"
     for device, own in workload.history.devices.items():
         for asked in own.asked:
@@ -208,15 +228,16 @@ def judge_inboxes(tables: Tables, timelines: Mapping[str, Mapping[int, Event]]) 
 
 def judge_watermarks(
     directs: Mapping[str, tuple[str, str]],
-    records: Sequence[CommandRecord],
+    records: Sequence[tuple[CommandRecord, int]],
     tables: Tables,
     timelines: Mapping[str, Mapping[int, Event]],
 ) -> Iterator[str]:
     """G11 in 1-1 conversations: watermarks are what a few lines of arithmetic over the log say."""
     for conversation_id, users in directs.items():
-        seq_of = {(e.actor_device_id, e.request_id): seq for seq, e in timelines.get(conversation_id, {}).items()}
+        timeline = timelines.get(conversation_id, {}).items()
+        seq_of = {(e.actor_device_id, e.request_id, e.time.ToMilliseconds()): seq for seq, e in timeline}
         head, delivered, read = 0, dict.fromkeys(users, 0), dict.fromkeys(users, 0)
-        for record in records:
+        for record, time_ms in records:
             user = record.user_id
             if record.conversation_id != conversation_id or user not in read:
                 continue
@@ -224,7 +245,7 @@ def judge_watermarks(
                 mark = min(record.ack.read_seq, head)
                 read[user] = max(read[user], mark)
                 delivered[user] = max(delivered[user], min(record.ack.delivered_seq, head), mark)
-            elif seq_of.get((record.device_id, record.command.request_id), 0) == head + 1:
+            elif seq_of.get((record.device_id, record.command.request_id, time_ms), 0) == head + 1:
                 read[user] = max(read[user], min(record.command.seen_seq, head))
                 delivered[user] = max(delivered[user], read[user])
                 head += 1

@@ -50,6 +50,11 @@ def _(patch: Patch) -> None:
     patch.setattr(rows, "dedupe_partitions", lambda *args: original(*args)[1:2])
 
 
+@mutation("a request counts however far log time has jumped back")
+def _(patch: Patch) -> None:
+    patch.setattr(decide, "AHEAD_MS", 1 << 62)
+
+
 @mutation("rejections are not sticky")
 def _(patch: Patch) -> None:
     original = decide._reject

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Self
 
 from parley.api.v1.commands_pb2 import AddMembers, ChangeRole, ChangeSettings, CreateGroup, Leave, RemoveMember, Role, SendMessage
 from parley.api.v1.events_pb2 import Ack
@@ -25,11 +26,18 @@ class Workload:
     history: History = field(default_factory=History)
     conversations: dict[str, None] = field(default_factory=dict)
     directs: dict[str, tuple[str, str]] = field(default_factory=dict)
-    reused: set[tuple[Device, bytes]] = field(default_factory=set)  # asked again with another payload
     undecidable: set[tuple[Device, bytes]] = field(default_factory=set)
+    # Some runs have devices that ask again and again, or users who all write to one: what was decided before counts more there.
+    resends: float = 0.08
+    to_the_first: float = 0.0
     _groups: list[str] = field(default_factory=list)
     _sent: dict[str, int] = field(default_factory=dict)
     _numbers: int = 0
+
+    @classmethod
+    def drawn(cls, rng: Random, users: Sequence[str]) -> Self:
+        """Return the workload of a run."""
+        return cls(rng, users, resends=rng.choice((0.08, 0.3)), to_the_first=rng.choice((0.0, 0.8)))
 
     def devices(self) -> list[Device]:
         """Return the devices of this run: one or two a user."""
@@ -42,11 +50,11 @@ class Workload:
             kind = self.rng.random()
             if kind < 0.22 and self.conversations:
                 yield self._ack(device)
-            elif kind < 0.30 and asked:
+            elif kind < 0.22 + self.resends and asked:
                 yield self.rng.choice(asked[-5:])
-            elif kind < 0.32 and asked:
-                yield self._reuse(device, self.rng.choice(asked))
-            elif kind < 0.33:
+            elif kind < 0.24 + self.resends and asked:
+                yield self._reuse(self.rng.choice(asked))
+            elif kind < 0.25 + self.resends:
                 yield self._undecidable(device)
             else:
                 record = self._command(device)
@@ -78,7 +86,8 @@ class Workload:
         if len(self._groups) < GROUPS and rng.random() < 0.2:
             return self._create_group(device)
         if not self._groups or rng.random() < 0.5:
-            return self.message(device, rng.choice(self.users), f"{device.device_id} {self._numbers}")
+            peer = self.users[0] if rng.random() < self.to_the_first else rng.choice(self.users)
+            return self.message(device, peer, f"{device.device_id} {self._numbers}")
         conversation_id = rng.choice(self._groups)
         command = RawCommand(request_id=self._request_id(), conversation_id=conversation_id, seen_seq=self._seen(conversation_id))
         user = rng.choice(self.users)
@@ -112,9 +121,8 @@ class Workload:
         )
         return self.record(device, conversation_id, command)
 
-    def _reuse(self, device: Device, before: CommandRecord) -> CommandRecord:
+    def _reuse(self, before: CommandRecord) -> CommandRecord:
         """The same request_id with another payload: refused, whatever became of the first."""
-        self.reused.add((device, before.command.request_id))
         record = CommandRecord()
         record.CopyFrom(before)
         record.command.send_message = SendMessage(body=b"another").SerializeToString()

@@ -8,7 +8,7 @@ from random import Random
 from prometheus_client import CollectorRegistry
 
 from chassis.eventlog import EventLog, LogBatch, LogEntry, LogRecord, LogUnavailableError, partition_for
-from chassis.testing.faults import LATE_SECONDS_MAX, PAUSE_SECONDS_MAX, WALL_JUMP
+from chassis.testing.faults import LATE_SECONDS_MAX, PAUSE_SECONDS_MAX, WALL_JUMP, WEEKS_JUMP
 from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch, EventRecord
 from parley_checker.history import Device
@@ -34,6 +34,8 @@ from services.store.metrics import StoreMetrics
 from services.store.recent import RecentEvents
 from services.store.rows import TABLES
 
+WEEK_SECONDS = 7 * 24 * 3600.0
+WEEKS_MAX = 4.0  # beyond what is remembered of requests
 WORKERS = 2  # both live, on the same partitions: each is the other's zombie
 RUN_LIMIT_SECONDS = 4 * 3600.0
 QUIET_SECONDS = LATE_SECONDS_MAX + PAUSE_SECONDS_MAX + 60.0  # after it everybody who was away is back, and everything late came
@@ -44,7 +46,7 @@ class StoreWorld:
 
     def __init__(self, simulation: Simulation, plan: Plan, settings: StoreSettings) -> None:
         self.simulation = simulation
-        self.workload = Workload(simulation.rng, USERS[: plan.users])
+        self.workload = Workload.drawn(simulation.rng, USERS[: plan.users])
         self.commands: list[tuple[int, LogRecord]] = []  # all that came to the log, once it was judged
         self._plan = plan
         self._settings = settings
@@ -66,7 +68,7 @@ class StoreWorld:
             await replay(simulation, self._settings, records, fresh)
             return judge_store(
                 self.workload,
-                [CommandRecord.FromString(record.value) for _, record in records],
+                [(CommandRecord.FromString(record.value), record.time_ms) for _, record in records],
                 self.events,
                 [record.value for _, record in await read_all(simulation.log, DEAD_LETTERS)],
                 await simulation.timeline.dump(),
@@ -92,14 +94,14 @@ class StoreWorld:
         workload = self.workload
         devices = workload.devices()
         jumps = asyncio.create_task(jump_walls(self.simulation))
+        weeks = asyncio.create_task(jump_weeks(self.simulation))
         workers = [f"store-{n}" for n in range(WORKERS)]
         kills = asyncio.create_task(self.simulation.kill_sometimes(workers))
         freezes = asyncio.create_task(self.simulation.freeze_sometimes(dict.fromkeys(workers, PAUSE_SECONDS_MAX)))
         asking = asyncio.gather(*(self._ask(device, number) for number, device in enumerate(devices)))
         await asyncio.wait((asking,), timeout=self._plan.seconds)
-        jumps.cancel()
-        kills.cancel()
-        freezes.cancel()
+        for faults in (jumps, weeks, kills, freezes):
+            faults.cancel()
         self.simulation.faults.heal()
         await asking
         await asyncio.sleep(QUIET_SECONDS)
@@ -166,6 +168,15 @@ async def jump_walls(simulation: Simulation) -> None:
         await asyncio.sleep(stream.rng.uniform(1.0, 20.0))
         if stream.happens(WALL_JUMP):
             simulation.clock.jump_wall(stream.rng.choice((-3600.0, 3600.0)))
+
+
+async def jump_weeks(simulation: Simulation) -> None:
+    """Move the log's clock by days or weeks now and then, until cancelled: mostly on, as where nobody asks for so long."""
+    stream = simulation.faults.stream("calendar")
+    while True:
+        await asyncio.sleep(stream.rng.uniform(1.0, 20.0))
+        if stream.happens(WEEKS_JUMP):
+            simulation.clock.jump_wall(stream.rng.choice((1, 1, 1, -1)) * stream.rng.uniform(0.0, WEEKS_MAX) * WEEK_SECONDS)
 
 
 async def read_all(log: EventLog, topic: str) -> list[tuple[int, LogRecord]]:

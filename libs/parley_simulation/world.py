@@ -217,7 +217,7 @@ class World:
         timelines = timelines_of(tables)
         entries = {where: [entry_of(event) for event in timeline.values()] for where, timeline in timelines.items()}
         history.readings["tables"] = entries
-        decoded = [CommandRecord.FromString(record.value) for _, record in records]
+        decoded = [(CommandRecord.FromString(record.value), record.time_ms) for _, record in records]
         verdict = judge(history)
         judge_replay(verdict, tables, replayed)
         judge_published(verdict, [event for batch in batches for event in batch.events], timelines, entries)

@@ -54,6 +54,7 @@ class Loaded:
     counts: dict[int, int] = field(default_factory=dict)  # message_count by seq, above plain_seq
     events: dict[int, bytes] = field(default_factory=dict)  # what the present batch may have to publish again
     answers: dict[int, Fate] = field(default_factory=dict)  # what the tables say of the present batch's requests, by offset
+    replaced: dict[tuple[str, bytes], list[Fate]] = field(default_factory=dict)  # earlier uses of keys that the batch used anew
 
     def known(self, item: Decodable) -> Known:
         """Return what `decide` may ask."""
@@ -66,10 +67,12 @@ class Loaded:
         sender = self.senders.get(item.record.user_id) if item.key else None
         if sender is None:
             return None
-        stored, decided = self.answers.get(item.offset), sender.fates.get(item.key)
-        if decided is None or not counts(decided.log_ms, item.time_ms):
-            return stored
-        return decided if stored is None or stored.position < decided.position else stored
+        newest, decided = self.answers.get(item.offset), sender.fates.get(item.key)
+        if decided is not None:
+            for fate in (decided, *self.replaced.get((item.record.user_id, item.key), ())):
+                if counts(fate.log_ms, item.time_ms) and (newest is None or newest.position < fate.position):
+                    newest = fate
+        return newest
 
     def count_at(self, seq: int) -> int:
         """Return message_count at a seq that was loaded, or is of this batch."""
@@ -96,7 +99,8 @@ class Loaded:
     def remember(self, user: str, item: Decodable, fate: Fate) -> None:
         """Take in what was decided."""
         sender = self.senders[user]
-        sender.fates.pop(item.key, None)
+        if (before := sender.fates.pop(item.key, None)) is not None:
+            self.replaced.setdefault((user, item.key), []).append(before)
         sender.fates[item.key] = fate
         sender.seen.add(item.key_hash)
 
@@ -268,6 +272,7 @@ class PartitionMemory:
         for loaded in touched:
             loaded.events.clear()
             loaded.answers.clear()
+            loaded.replaced.clear()
             _trim(loaded.counts, _COUNTS_KEPT)
             for sender in loaded.senders.values():
                 _trim(sender.fates, _FATES_KEPT)

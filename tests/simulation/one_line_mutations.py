@@ -11,6 +11,7 @@ from parley_client.timelines import Timelines
 from parley_simulation.plan import Scene
 from services.store import decide, membership, rows
 from services.store.apply import Applier
+from services.store.memory import PartitionMemory
 from services.store.reads import Reader
 from services.store.state import ConversationState, Member
 from tests.mutation import replace
@@ -46,6 +47,12 @@ mutations: dict[str, OneLine] = {
         STORE, decide, "_reject", "effect = Effect(", "state.applied = position; effect = Effect("
     ),
     "a rejection raises the stamp": OneLine(STORE, decide, "_reject", "effect = Effect(", "state.stamp += 1; effect = Effect("),
+    "what was loaded of a sender's requests is all, however much later it is": OneLine(
+        STORE, rows, "sender_span", "(log_ms // WEEK_MS + 1) * WEEK_MS", "1 << 62"
+    ),
+    "a batch's last record says which weeks of its senders are loaded": OneLine(
+        STORE, PartitionMemory, "_load_senders", "stale[place].update(dict.fromkeys(", "stale[place] = (dict.fromkeys("
+    ),
     # Seqs, stamps and rows.
     "the place in the log is not loaded with the state": OneLine(
         STORE, rows, "state_of", "Position(head.log_epoch, head.partition, head.offset)", "state.applied"

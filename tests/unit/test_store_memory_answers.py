@@ -188,3 +188,17 @@ async def test_a_resend_is_known_in_a_batch_at_whose_end_weeks_have_passed():
 async def test_a_resend_is_known_where_log_time_has_jumped_back_for_weeks():
     stored = fates_of((5, T0))
     assert await answers(stored, T0 + 40 * DAY_MS, [(8, T0 + DAY_MS)]) == stored
+
+
+async def test_a_request_used_anew_within_a_batch_is_not_forgotten_where_log_time_returns_to_its_first_use():
+    async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
+        key, place = rows.request_key(MESSAGE.device_id, MESSAGE.command.request_id), MESSAGE.conversation_id
+        kept = PartitionMemory(engines.timeline, epoch=1, partition=0, bucket_bits=BUCKET_BITS, max_conversations=1)
+        times = (T0, T0 - 16 * DAY_MS, T0 + DAY_MS)
+        first, anew, again = (Decodable(offset, log_ms, MESSAGE, key, key_hash(key)) for offset, log_ms in enumerate(times, 5))
+        await kept.load([first, anew, again])
+        fates = fates_of((5, times[0]), (6, times[1]))
+        kept[place].remember("alice", first, fates[0])
+        assert kept[place].known(anew).fate is None
+        kept[place].remember("alice", anew, fates[1])
+        assert kept[place].known(again).fate == fates[0]

@@ -35,6 +35,7 @@ KILL: Final = "process killed"  # at any moment, not only between two steps
 PARTITION_AWAY: Final = "partition away"  # one of the log's: nothing is appended to it or polled from it, for minutes
 PRODUCER_LOST: Final = "producer lost"  # all appends of a process that are under way end unknown, at once
 WALL_JUMP: Final = "wall clock jumped"
+WEEKS_JUMP: Final = "weeks passed"  # of the log's time, or were taken back
 CUT: Final = "connection cut"
 REPLACED: Final = "session replaced"  # another stream of the same device comes, and the first is sent away for good
 AWAY: Final = "away for weeks"  # a device comes back when log and answers have expired
@@ -70,6 +71,7 @@ RATES: Final[Mapping[str, float]] = {
     PRODUCER_LOST: 0.01,
     KILL: 0.5,  # likewise
     WALL_JUMP: 0.3,  # likewise
+    WEEKS_JUMP: 0.4,  # likewise; much of what is asked for hangs on what was asked for lately
     REPLACED: 0.02,  # of what a device does
     AWAY: 0.1,  # of devices
     CUT: 0.003,  # a message
