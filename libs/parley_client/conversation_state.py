@@ -143,20 +143,20 @@ class ConversationState:
                 self.role = event.role_changed.role
             elif event.role_changed.role == Role.ROLE_OWNER and self.role == Role.ROLE_OWNER:
                 self.role = Role.ROLE_ADMIN
-        elif content == "settings_changed" and event.settings_changed.HasField("title"):
+        elif event.settings_changed.HasField("title"):
             self.title = event.settings_changed.title
 
     def _join(self, seq: int, role: int) -> None:
         self.role = role
         if not any(first <= seq and (last == 0 or seq <= last) for first, last in self.intervals):  # else a page told of it
             self.intervals.append([seq, 0])
-        self.raise_own(seq - 1, seq - 1)  # what was before counts as read
+        self.raise_own(0, seq - 1)  # what was before counts as read
 
     def _part(self, seq: int, is_me: bool) -> None:
         self.member_count -= 1
         if is_me:
             self.role = Role.ROLE_UNSPECIFIED
-            if self.intervals and self.intervals[-1][1] == 0 and self.intervals[-1][0] <= seq:
+            if self.intervals and self.intervals[-1][0] <= seq:  # else a page told of later stays
                 self.intervals[-1][1] = seq
 
     def raise_own(self, delivered_seq: int, read_seq: int) -> bool:

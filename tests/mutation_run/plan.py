@@ -9,6 +9,7 @@ STORE = (
 )
 READS = ("tests/unit/test_store_reads.py", "tests/unit/test_store_sync.py")
 ROUTER = ("tests/unit/test_router.py", "tests/unit/test_router_slots.py")
+TIMELINES = ("tests/unit/test_client_timelines.py", "tests/unit/test_client_pages.py", "tests/unit/test_client_watermarks.py")
 
 TESTS: dict[str, tuple[str, ...]] = {
     "services/store/decide.py": STORE,
@@ -38,11 +39,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "libs/parley_protocol/digests.py": ("tests/unit/test_client_docs.py", "tests/unit/test_store_sync.py"),
     "libs/parley_protocol/slots.py": ("tests/unit/test_slots.py", "tests/unit/test_router_slots.py"),
     "libs/parley_protocol/ids.py": ("tests/unit/test_ids.py", "tests/unit/test_gateway_commands.py", *STORE[:3]),
-    "libs/parley_client/timelines.py": (
-        "tests/unit/test_client_timelines.py",
-        "tests/unit/test_client_pages.py",
-        "tests/unit/test_client_watermarks.py",
-    ),
+    "libs/parley_client/timelines.py": TIMELINES,
+    "libs/parley_client/conversation_state.py": ("tests/unit/test_client_conversation_state.py", *TIMELINES),
     "libs/parley_client/outbox_state.py": (
         "tests/unit/test_client_outbox.py",
         "tests/unit/test_client_outbox_old.py",
