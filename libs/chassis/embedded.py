@@ -13,7 +13,7 @@ from chassis.clock import Clock
 from chassis.eventlog_sqlite import COMMIT_INTERVAL_SECONDS, SqliteLog, open_sqlite_log
 from chassis.executor import InlineExecutor, ThreadExecutor
 from chassis.registry_memory import MemoryRegistry
-from chassis.sqlite import SqliteDatabase, StorageError, Synchronous, memory_connection, open_memory_database, open_sqlite_database
+from chassis.sqlite import SqliteDatabase, StorageError, memory_connection, open_memory_database, open_sqlite_database
 from chassis.sqlite_write_behind import WriteBehind
 from chassis.tasks import open_tasks
 from chassis.timeline_sqlite import SqliteTimeline, open_sqlite_timeline
@@ -135,13 +135,13 @@ async def _open_folder(stack: AsyncExitStack, folder: Path) -> tuple[SqliteDatab
     # One reader for both files: the commands are read from the disk only after a restart or by one who lags.
     reader, checkpointer = thread("reader"), thread("checkpointer")
 
-    async def database(name: str, synchronous: Synchronous) -> SqliteDatabase:
+    async def database(name: str, *, durable: bool) -> SqliteDatabase:
         opening = open_sqlite_database(
-            folder / name, synchronous=synchronous, writer=thread(name), reader=reader, checkpointer=checkpointer
+            folder / name, durable=durable, writer=thread(name), reader=reader, checkpointer=checkpointer
         )
         return await stack.enter_async_context(opening)
 
-    return await database(COMMANDS_FILE, "FULL"), await database(TABLES_FILE, "NORMAL")
+    return await database(COMMANDS_FILE, durable=True), await database(TABLES_FILE, durable=False)
 
 
 async def _open_memory(stack: AsyncExitStack, disk: MemoryDisk) -> tuple[SqliteDatabase, SqliteDatabase]:

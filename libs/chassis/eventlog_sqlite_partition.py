@@ -22,6 +22,7 @@ _RECORD_OVERHEAD_BYTES: Final = 200  # the objects around a record's bytes
 # One row's bounds. Readers decode whole rows, so a row should not be much more than a poll wants.
 _ROW_RECORDS: Final = 512
 _ROW_BYTES: Final = 1 << 20
+_PAGE_BYTES: Final = 4 << 10  # SQLite's: what a row costs, if it is large
 
 _READ_BYTES: Final = 4 << 20  # what one read from the disk brings at most, whatever number of records was asked for
 _TRIM_ROWS: Final = 500  # rows deleted in one transaction: a few milliseconds in which appends wait
@@ -114,7 +115,8 @@ class LogPartition:
 
         if self._write_behind is None:
             execute = partial(_insert, self._insert, rows)
-            await self._database.write(execute, committed=show, rows=len(batches), single=len(batches) == 1)
+            pages = sum(1 + len(packed) // _PAGE_BYTES for _, _, _, packed in rows)
+            await self._database.write(execute, committed=show, rows=pages, single=len(batches) == 1)
         else:
             self._write_behind.check()
             self._unwritten += rows
@@ -149,8 +151,8 @@ class LogPartition:
         if position < self._ring_start:
             if self._unwritten or self._writing:
                 await self._settled()
-            before = self._ring_start
-            records = await self._database.read(lambda connection: self._read_disk(connection, position, max_records))
+            before, end = self._ring_start, self.end
+            records = await self._database.read(lambda connection: self._read_disk(connection, position, max_records, end))
             if records:
                 return records
             position = before  # retention or failed appends left nothing in between
@@ -179,15 +181,16 @@ class LogPartition:
             index += 1
         return records
 
-    def _read_disk(self, connection: sqlite3.Connection, position: int, max_records: int) -> Sequence[LogRecord]:
+    def _read_disk(self, connection: sqlite3.Connection, position: int, max_records: int, end: int) -> Sequence[LogRecord]:
+        """Read up to what was visible when the read began: what the file has beyond may not be on the disk, or never get there."""
         records: list[LogRecord] = []
         total_bytes = 0
         for base, count, time_ms, packed in connection.execute(self._select, (position,)):
             for offset, (key, value) in enumerate(unpack(packed, count), base):
-                if offset >= position:
+                if position <= offset < end:
                     records.append(LogRecord(offset, time_ms, key, value))
             total_bytes += len(packed)
-            if len(records) >= max_records or total_bytes >= _READ_BYTES:
+            if len(records) >= max_records or total_bytes >= _READ_BYTES or base >= end:
                 break
         return records[:max_records]
 

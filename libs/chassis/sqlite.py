@@ -1,8 +1,8 @@
 """One SQLite file with one writer, group commit, and readers that never wait for it.
 
 Why one writer on its own thread: SQLite allows one anyway, and everybody else's write then costs a place in a queue instead of a
-wait for a lock. Why group commit: a commit (with `FULL` an fsync) costs as much as twenty rows, so the jobs that queue while one
-transaction runs share the next one.
+wait for a lock. Why group commit: a commit (of a durable file an fsync) costs as much as twenty rows, so the jobs that queue while
+one transaction runs share the next one.
 """
 
 import asyncio
@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 
+from chassis.disk_sync import DiskSync, open_disk_sync
 from chassis.executor import Executor
 from chassis.sqlite_checkpoints import COMMIT_CHECKPOINT_PAGES, Checkpoints, Lane
 from chassis.sqlite_trouble import StorageError as StorageError
@@ -23,8 +24,6 @@ from chassis.sqlite_trouble import storage_error, trouble_of
 from chassis.tasks import open_tasks
 
 T = TypeVar("T")
-
-Synchronous = Literal["FULL", "NORMAL"]
 
 # Jobs in one transaction: enough to make the commit's share of each small, few enough that the first does not wait for long.
 _TRANSACTION_JOBS: Final = 256
@@ -36,12 +35,13 @@ _QUEUE_JOBS: Final = 16_384
 _CACHED_STATEMENTS: Final = 512
 
 # The writer's page cache. SQLite's own 2 MB make it read back, at each commit, what it wrote a second before: a third of the CPU.
-# A file that only grows at its end (`FULL` here: the log) never reads back, and gets none.
-_WRITER_CACHE_KIB: Final = {"FULL": 2 << 10, "NORMAL": 32 << 10}
+# A file that only grows at its end (a durable one here: the log) never reads back, and gets none.
+_WRITER_CACHE_KIB: Final = 32 << 10
+_DURABLE_CACHE_KIB: Final = 2 << 10
 
-# Rows that a file which waits for no disk (`NORMAL`) takes or gives at once, on the loop, instead of by way of a thread: a
-# millisecond at most. A thread has to win the interpreter's lock back for every statement, up to 5 ms each where the loop is busy:
-# measured at 800 messages a second on a crowded machine, half of all waited for 93 ms with threads and for 16 ms without.
+# Rows that a file takes or gives at once, on the loop, instead of by way of a thread: a millisecond at most. A thread has to win
+# the interpreter's lock back for every statement, up to 5 ms each where the loop is busy: measured at 800 messages a second on a
+# crowded machine, half of all waited for 93 ms with threads and for 16 ms without.
 PROMPT_ROWS: Final = 128
 
 # What a log that had to grow, because a long read held it, is cut back to.
@@ -94,9 +94,17 @@ class SqliteDatabase:
     """One database file, opened by `open_sqlite_database` or, in memory, by `open_memory_database`."""
 
     def __init__(
-        self, name: str, *, writer: Lane, reader: Lane, checkpointer: Lane, prompt: sqlite3.Connection | None = None
+        self,
+        name: str,
+        *,
+        writer: Lane,
+        reader: Lane,
+        checkpointer: Lane,
+        prompt: sqlite3.Connection | None = None,
+        sync: DiskSync | None = None,
     ) -> None:
         self.name = name
+        self._sync = sync  # brings what was committed to the disk, before anybody hears of it
         self._prompt = prompt  # for small reads on the loop; where there is one, small writes are done there too
         self._writer = writer
         self._reader = reader
@@ -130,6 +138,8 @@ class SqliteDatabase:
         caller no longer waits. An exception of the function's own undoes that function alone and comes to its caller;
         StorageError means that the file failed. Cancelling the wait does not undo. `rows` says how many the function writes,
         `single` that it executes one statement only.
+
+        Readers of the file may see it earlier, of a durable one before it is on the disk.
         """
         if self._closing:
             raise StorageError(f"{self.name} is closed")
@@ -137,7 +147,7 @@ class SqliteDatabase:
             raise StorageError(f"{self.name}: {_QUEUE_JOBS} writes wait already")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         job = _Job(function, future, committed, rows, single)
-        if rows <= PROMPT_ROWS and self._is_prompt and not (self._queue or self._running):
+        if self._sync is None and rows <= PROMPT_ROWS and self._is_prompt and not (self._queue or self._running):
             self._finish([job], _commit(self.name, [job], self._writer.connection))  # nobody to share with: no turn of the loop
         else:
             self._queue.append(job)
@@ -158,7 +168,7 @@ class SqliteDatabase:
             raise storage_error(self.name, error) from error
 
     async def make_durable(self) -> bool:
-        """Force all that is committed to the disk, with `NORMAL` too; False if a reader's hold put it off."""
+        """Force all that is committed to the disk, durable or not; False if a reader's hold put it off."""
         try:
             return await self._checkpoints.make_durable()
         except sqlite3.Error as error:
@@ -182,8 +192,24 @@ class SqliteDatabase:
                 else:
                     self._checkpoints.on_commit_begun()
                     failure = await self._writer.run(commit)
+                if failure is None and self._sync is not None:
+                    failure = await self._synced(self._sync)
                 running, self._running = self._running, []
                 self._finish(running, failure)
+
+    async def _synced(self, sync: DiskSync) -> StorageError | None:
+        """Bring what the running jobs committed to the disk; return what failed them all, if that did."""
+        try:
+            await sync.sync()
+        except OSError as error:
+            failure = StorageError(f"{self.name}: {error.strerror}, when the disk was to have what was written")
+            for job in self._running:
+                job.error = job.error or failure
+            return failure
+        finally:
+            # Copied into the file, of which the disk then has more than of its log, it could go back by halves in a power loss.
+            self._checkpoints.held = sync.in_doubt
+        return None
 
     def _finish(self, jobs: Sequence[_Job[Any]], failure: StorageError | None) -> None:
         """Note how a transaction ended, and tell its callers."""
@@ -258,12 +284,12 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 @asynccontextmanager
 async def open_sqlite_database(
-    path: Path, *, synchronous: Synchronous, writer: Executor, reader: Executor, checkpointer: Executor
+    path: Path, *, durable: bool, writer: Executor, reader: Executor, checkpointer: Executor
 ) -> AsyncIterator[SqliteDatabase]:
     """Open or create the file; on leaving, finish the writes that are queued and close it.
 
-    `FULL`: a write that returned survives power loss. `NORMAL`: it survives the process; after power loss the file is as it was
-    at some earlier commit. The executors are the caller's, who closes them afterwards; several files may share the last two.
+    A write that returned survives the process, and power loss if the file is durable; else that leaves the file as it was at some
+    earlier commit. The executors are the caller's, who closes them afterwards; several files may share the last two.
     Raises StorageError.
     """
 
@@ -271,8 +297,8 @@ async def open_sqlite_database(
         connection = _connect(path)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {synchronous}")
-            connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB[synchronous]}")
+            connection.execute("PRAGMA synchronous = NORMAL")  # commits that have to be on the disk we bring there ourselves
+            connection.execute(f"PRAGMA cache_size = -{_DURABLE_CACHE_KIB if durable else _WRITER_CACHE_KIB}")
             connection.execute(f"PRAGMA wal_autocheckpoint = {COMMIT_CHECKPOINT_PAGES}")
             connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_LIMIT_BYTES}")
             connection.execute("BEGIN IMMEDIATE")  # a folder that can't be written is found out now, not at the first message
@@ -295,15 +321,15 @@ async def open_sqlite_database(
             checkpointing = await lane(checkpointer, partial(_connect, path))
         except sqlite3.Error as error:
             raise storage_error(str(path), error) from error
-        prompt = None
-        if synchronous == "NORMAL":
-            prompt = _connect(path)
-            stack.callback(prompt.close)
-        database = SqliteDatabase(path.name, writer=writing, reader=reading, checkpointer=checkpointing, prompt=prompt)
+        prompt = _connect(path)
+        stack.callback(prompt.close)
+        log_path = path.with_name(f"{path.name}-wal")
+        sync = await stack.enter_async_context(open_disk_sync(log_path, writer)) if durable else None
+        database = SqliteDatabase(path.name, writer=writing, reader=reading, checkpointer=checkpointing, prompt=prompt, sync=sync)
         async with _running(database), open_tasks(f"sqlite {path.name}") as tasks:
             tasks.spawn(database._checkpoints.run(), name="checkpoints")
-            if synchronous == "NORMAL":
-                tasks.spawn(database._checkpoints.run_spreading(path.with_name(f"{path.name}-wal")), name="spreading")
+            if not durable:
+                tasks.spawn(database._checkpoints.run_spreading(log_path), name="spreading")
             yield database
 
 

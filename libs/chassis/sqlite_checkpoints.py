@@ -54,6 +54,7 @@ class Checkpoints:
         self._committed = asyncio.Event()
         self._rows = 0  # written since the disk got the log
         self._writer_lent = False
+        self.held = False  # nothing is copied meanwhile
         self._log_anew = False  # from the checkpoint on: SQLite syncs the first commit of a log that begins anew
 
     @property
@@ -83,6 +84,8 @@ class Checkpoints:
             await self._committed.wait()
             await asyncio.sleep(interval)
             self._committed.clear()
+            if self.held:
+                continue
             try:
                 async with self._running:
                     _, pages = await self._checkpointer.run(_checkpoint)

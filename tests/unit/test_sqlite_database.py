@@ -14,17 +14,15 @@ import pytest
 
 from chassis import sqlite, sqlite_checkpoints
 from chassis.executor import InlineExecutor, ThreadExecutor
-from chassis.sqlite import SqliteDatabase, StorageError, Synchronous, memory_connection, open_memory_database, open_sqlite_database
+from chassis.sqlite import SqliteDatabase, StorageError, memory_connection, open_memory_database, open_sqlite_database
 from chassis.sqlite_statements import execute_rows, multi_row, padded, sized
 
 
 @asynccontextmanager
-async def opened(path: Path, synchronous: Synchronous = "NORMAL") -> AsyncIterator[SqliteDatabase]:
+async def opened(path: Path, durable: bool = False) -> AsyncIterator[SqliteDatabase]:
     writer, reader, checkpointer = (ThreadExecutor(name) for name in ("writer", "reader", "checkpointer"))
     try:
-        async with open_sqlite_database(
-            path, synchronous=synchronous, writer=writer, reader=reader, checkpointer=checkpointer
-        ) as database:
+        async with open_sqlite_database(path, durable=durable, writer=writer, reader=reader, checkpointer=checkpointer) as database:
             await database.write(create)
             yield database
     finally:
@@ -172,14 +170,6 @@ async def test_whoever_waits_is_told_when_the_writer_is_cancelled() -> None:
             await opening.__aexit__(None, None, None)
 
 
-@pytest.mark.parametrize(("synchronous", "number"), [("NORMAL", 1), ("FULL", 2)])
-async def test_durability_is_as_asked(tmp_path: Path, synchronous: Synchronous, number: int) -> None:
-    async with opened(tmp_path / "test.db", synchronous) as database:
-        assert await database.write(lambda c: c.execute("PRAGMA synchronous").fetchone()) == (number,)
-        assert await database.write(lambda c: c.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
-        assert await database.make_durable()
-
-
 async def test_the_write_ahead_log_is_copied_beside_the_writer_and_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,11 +234,11 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("synchronous", ["NORMAL", "FULL"])
-async def test_a_write_that_the_kernel_cuts_off_is_undone_and_service_resumes(tmp_path: Path, synchronous: Synchronous) -> None:
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_write_that_the_kernel_cuts_off_is_undone_and_service_resumes(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "test.db"
     stored, failed = [], []
-    async with opened(path, synchronous) as database:
+    async with opened(path, durable) as database:
         for size_bytes in range(100_000, 110_000, 1_111):  # cut at various places within a page
             with file_size_limit(size_bytes):
                 for key in range(len(stored) + len(failed), len(stored) + len(failed) + 10):
@@ -259,7 +249,7 @@ async def test_a_write_that_the_kernel_cuts_off_is_undone_and_service_resumes(tm
             assert await keys(database) == stored
             stored.append(await database.write(insert(len(stored) + len(failed))))
     assert failed
-    async with opened(path, synchronous) as database:
+    async with opened(path, durable) as database:
         assert await keys(database) == stored
 
 
