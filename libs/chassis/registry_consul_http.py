@@ -111,11 +111,15 @@ class _Http(base.HTTPClient):
 
 
 class ConsulClient(base.Consul):
-    """py-consul's API; every request ends within its deadline. Raises RegistryUnavailableError, ConsulRefusedError."""
+    """py-consul's API; every request ends within its deadline. Raises RegistryUnavailableError, ConsulRefusedError.
+
+    Reads are consistent: a server that was the leader until a moment ago, or came back and still replays its log, would tell
+    what was.
+    """
 
     def __init__(self, http: _Http, token: str) -> None:
         self._http = http
-        super().__init__(host=http.host, port=http.port, scheme=http.scheme, verify=True)
+        super().__init__(host=http.host, port=http.port, scheme=http.scheme, verify=True, consistency="consistent")
         self.token = token or None  # py-consul would prefer one of the environment
 
     def http_connect(self, host: str, port: int, scheme: str, verify: bool | str = True, cert: Any = None) -> _Http:

@@ -162,10 +162,7 @@ async def _watch_loss(
     """Tell of the session's end when Consul says for sure that there is no such session; then the instance is no more, either."""
 
     async def query(index: int | None) -> tuple[str, Any]:
-        # Consistent: a server that was the leader until a moment ago may not know the session yet.
-        answer: tuple[str, Any] = await client.session.info(
-            session.session_id, index=index, wait=f"{WAIT_SECONDS}s", consistency="consistent"
-        )
+        answer: tuple[str, Any] = await client.session.info(session.session_id, index=index, wait=f"{WAIT_SECONDS}s")
         return answer
 
     async with aclosing(follow(query, f"session {session.session_id}", rng)) as answers:
