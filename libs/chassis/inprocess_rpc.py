@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 # Messages a direction on their way or waiting for their reader: enough that both ends run in bursts, little against what sockets
 # buffer (64 kB) at the hundreds of bytes that a batch usually has.
 MAX_BUFFERED_MESSAGES: Final = 64
-_WAKE_WRITER_AT: Final = MAX_BUFFERED_MESSAGES // 2  # so that writer and reader do not take turns a message
 _NETWORK: Final = Context()  # what is on its way belongs to no process any more, and arrives whatever becomes of its sender
 MetadataPairs = tuple[tuple[str, str | bytes], ...]
 
 
 class Wire(Protocol):
     """What lies between two ends, for simulations: lag, loss and cuts. Without one there is nothing."""
+
+    max_messages: int  # a direction, on their way or waiting for their reader: then who writes waits
 
     def lag(self, method: str, sent_by_client: bool, message: bytes) -> float:
         """Return the seconds until what is sent arrives; `math.inf`: it and all that follows never does.
@@ -46,8 +47,8 @@ class Pipe:
     """One direction of a call: messages in order, bounded, then an end. One sender, one receiver at a time."""
 
     __slots__ = (
-        "_arrives_at", "_ended", "_in_transit", "_lag", "_loop", "_max_bytes", "_messages", "_on_cut", "_on_drained", "_on_too_big",
-        "_reader", "_receiver_gone", "_sender_gone", "_writer",
+        "_arrives_at", "_ended", "_in_transit", "_lag", "_loop", "_max_bytes", "_max_messages", "_messages", "_on_cut",
+        "_on_drained", "_on_too_big", "_reader", "_receiver_gone", "_sender_gone", "_writer",
     )  # fmt: skip
 
     def __init__(
@@ -58,9 +59,11 @@ class Pipe:
         on_too_big: Callable[[int], None],
         on_drained: Callable[[], None],
         on_cut: Callable[[ConnectionError], None],
+        max_messages: int,
     ) -> None:
         self._loop = loop
         self._lag = lag
+        self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._on_too_big = on_too_big
         self._on_drained = on_drained
@@ -78,7 +81,7 @@ class Pipe:
         """Send a message, waiting while the reader lags. Return whether it was sent: not if the sender left meanwhile."""
         if type(message) is not bytes:
             raise TypeError(f"a call carries bytes, not {type(message).__name__}: give it a serializer")
-        while len(self._messages) + len(self._in_transit) >= MAX_BUFFERED_MESSAGES and not self._sender_gone:
+        while len(self._messages) + len(self._in_transit) >= self._max_messages and not self._sender_gone:
             if self._writer is not None:
                 raise grpc.aio.UsageError("one write at a time")
             self._writer = self._loop.create_future()
@@ -170,7 +173,8 @@ class Pipe:
         self._wake_writer()
 
     def _wake_writer(self) -> None:
-        if len(self._messages) + len(self._in_transit) <= _WAKE_WRITER_AT:
+        # Not at once, so that writer and reader do not take turns a message.
+        if len(self._messages) + len(self._in_transit) <= self._max_messages // 2:
             _wake(self._writer)
 
 
@@ -205,10 +209,11 @@ class Rpc:
         self._on_finish = on_finish
         request_lag = None if wire is None else partial(wire.lag, method, True)
         response_lag = None if wire is None else partial(wire.lag, method, False)
+        room = MAX_BUFFERED_MESSAGES if wire is None else wire.max_messages
         too_big_request = partial(self._too_big_request, max_request_bytes)
         too_big_response = partial(self._too_big_response, max_response_bytes)
-        self.requests = Pipe(loop, request_lag, max_request_bytes, too_big_request, _nothing, on_cut)
-        self.responses = Pipe(loop, response_lag, max_response_bytes, too_big_response, self._drained, on_cut)
+        self.requests = Pipe(loop, request_lag, max_request_bytes, too_big_request, _nothing, on_cut, room)
+        self.responses = Pipe(loop, response_lag, max_response_bytes, too_big_response, self._drained, on_cut, room)
         self.status: CallStatus | None = None
         self.locally_cancelled = False
         self.done_callbacks: list[Callable[[], None]] = []

@@ -6,10 +6,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from chassis.inprocess import InProcessChannel, InProcessServer
-from chassis.testing.faults import CUT, HALF_OPEN, SLOW, FaultStream
+from chassis.inprocess_rpc import MAX_BUFFERED_MESSAGES
+from chassis.testing.faults import CUT, HALF_OPEN, SLOW, SLOW_READER, FaultStream
 
 # Below a router's patience with a gateway (10 s): beyond it devices miss receipts until they Sync, which is another scenario.
 KEEPALIVE_SECONDS = 5.0
+
+
+DEVICE_MESSAGES = 4  # what the network holds of a stream to a device that does not read: little, so that its outbox fills
+SLOW_SECONDS_MAX = 20.0  # beyond what a gateway waits for a write (10 s)
 
 
 class Endpoint:
@@ -102,10 +107,18 @@ class FaultyWire:
     def __init__(self, stream: FaultStream, *, keepalive: bool) -> None:
         self._stream = stream
         self._keepalive = keepalive
+        self.max_messages = MAX_BUFFERED_MESSAGES if keepalive else DEVICE_MESSAGES
+        self._reads_again_at = 0.0
         self.cut: Callable[[str], None] = lambda _details: None
 
-    def lag(self, _method: str, _sent_by_client: bool, _message: bytes) -> float:
+    def lag(self, _method: str, sent_by_client: bool, _message: bytes) -> float:
         stream = self._stream
+        if not self._keepalive and not sent_by_client:
+            now = asyncio.get_running_loop().time()
+            if now >= self._reads_again_at and stream.happens(SLOW_READER):
+                self._reads_again_at = now + stream.rng.uniform(1.0, SLOW_SECONDS_MAX)
+            if now < self._reads_again_at:
+                return self._reads_again_at - now
         if stream.happens(CUT):
             raise ConnectionError("cut by the network")
         if stream.happens(HALF_OPEN):

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from chassis.testing.faults import CRASH, PAUSE, RATES
+from chassis.testing.faults import CRASH, CUT_OFF, PAUSE, RATES
 from parley_checker.verdict import Verdict
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
 from parley_simulation.plan import Plan
@@ -86,7 +86,7 @@ class Totals:
 
     def missing(self) -> Iterator[str]:
         """Yield what never happened and should have."""
-        for kind in RATES:
+        for kind in (*RATES, CUT_OFF):
             if not self.faults[kind]:
                 yield f"no run had the fault '{kind}'"
         for role, steps in STEPS.items():

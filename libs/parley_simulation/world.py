@@ -14,7 +14,7 @@ from chassis.eventlog import LogRecord
 from chassis.first_of import first_of
 from chassis.inprocess import InProcessServer
 from chassis.registry import Instance
-from chassis.testing.faults import AWAY, DRAIN, PAUSE_SECONDS_MAX, REGISTRY_FAULTS
+from chassis.testing.faults import AWAY, CUT_OFF, DRAIN, PAUSE_SECONDS_MAX, REGISTRY_FAULTS, SLOW_READER
 from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch
 from parley.store.v1.rows_pb2 import InboxRow
@@ -73,6 +73,7 @@ GATEWAY_SETTINGS = GatewaySettings.model_validate(
         "slots_per_second": 2,
         "offline_grace_seconds": 1.0,
         "digest_check_seconds": 15.0,
+        "outbox_fields": 12,  # few, so that a device that reads slowly is cut off within seconds
     }
 )
 
@@ -306,6 +307,7 @@ class World:
     async def _run_gateway(self, process: Incarnation, public_address: str) -> None:
         simulation = self.simulation
         public, internal = InProcessServer(GATEWAY_SETTINGS.frame_bytes), InProcessServer()
+        metrics = CollectorRegistry()
         async with (
             self._connect(self._store, process, "store") as store_channel,
             self._connect(self._router, process, "router") as router_channel,
@@ -316,7 +318,7 @@ class World:
                 router_channel=router_channel,
                 verifier=self._verifier,
                 clock=simulation.clock,
-                metrics=CollectorRegistry(),
+                metrics=metrics,
                 rng=process.rng,
             ) as gateway,
         ):
@@ -327,10 +329,14 @@ class World:
             with at.serving(internal), self._public[public_address].serving(public):
                 async with gateway.own_slots(process.registry, address=process.name, public_address=public_address):
                     stopped = self._stops[public_address] = asyncio.Event()
-                    await first_of(stopped.wait(), gateway.wait_failed())
-                    await gateway.drain()
-                    process.life.die("its end, drained")
-                    await asyncio.Event().wait()
+                    try:
+                        await first_of(stopped.wait(), gateway.wait_failed())
+                        await gateway.drain()
+                        process.life.die("its end, drained")
+                        await asyncio.Event().wait()
+                    finally:
+                        if cut_off := metrics.get_sample_value("parley_gateway_goaways_total", {"reason": "slow"}):
+                            simulation.faults.counts[CUT_OFF] += int(cut_off)
 
     @asynccontextmanager
     async def _connect(self, endpoint: Endpoint, process: Incarnation, to: str) -> AsyncIterator[grpc.aio.Channel]:
@@ -363,7 +369,8 @@ def run_world(
         topics = {COMMANDS: count, EVENTS: count, OFFLINE: count, DEAD_LETTERS: count}
         chances = plan.rates if rates is None else rates
         if only_router_dies:
-            chances = {kind: 0.0 if kind in REGISTRY_FAULTS else chance for kind, chance in chances.items()}
+            repaired = {*REGISTRY_FAULTS, SLOW_READER}  # by a Sync
+            chances = {kind: 0.0 if kind in repaired else chance for kind, chance in chances.items()}
         async with open_simulation(
             seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=chances, keep_trace=keep_trace
         ) as simulation:

@@ -70,6 +70,17 @@ def _(patch: Patch) -> None:
     patch.setattr(Lane, "_append", append)
 
 
+@mutation("the gateway drops what a full outbox has no room for, and says nothing")
+def _(patch: Patch) -> None:
+    original = Session.put
+
+    def put(self: Session, fields: bytes, *, wake: bool = True) -> bool:
+        return len(self._fields) >= self._max_fields or original(self, fields, wake=wake)
+
+    patch.setattr(Session, "put", put)
+    patch.setattr(DigestChecks, "_judge", lambda self, session, same, now: None)  # they mend it, minutes later
+
+
 @mutation("the gateway takes later commands while an earlier one of the conversation is refused")
 def _(patch: Patch) -> None:
     patch.setattr(Session, "hold", lambda self, conversation_id, number: True)

@@ -8,11 +8,14 @@ import grpc
 import grpc.aio
 
 from chassis.inprocess import InProcessChannel, InProcessServer
+from chassis.inprocess_rpc import MAX_BUFFERED_MESSAGES
 from chassis.testing.virtual_loop import run_virtual
 
 
 class Wire:
     """Lags as told, by who sends; `log` holds what was sent and when."""
+
+    max_messages = MAX_BUFFERED_MESSAGES
 
     def __init__(self, client=0.0, server=0.0):
         self.lags = {True: client, False: server}

@@ -40,6 +40,8 @@ CUT: Final = "connection cut"
 REPLACED: Final = "session replaced"  # another stream of the same device comes, and the first is sent away for good
 AWAY: Final = "away for weeks"  # a device comes back when log and answers have expired
 HALF_OPEN: Final = "link half-open"  # nothing more arrives in one direction of a call, and nobody is told
+SLOW_READER: Final = "reads slowly"  # a device takes nothing from the network for a while
+CUT_OFF: Final = "cut off as slow"  # what came of it: GoAway{SLOW}
 REGISTRY_FAILS: Final = "registry's answer lost"  # it did what it was asked
 REGISTRY_SILENT: Final = "registry silent"  # to one process, for a while
 SESSION_LOST: Final = "session lost"  # of one who lives
@@ -76,6 +78,7 @@ RATES: Final[Mapping[str, float]] = {
     AWAY: 0.1,  # of devices
     CUT: 0.003,  # a message
     HALF_OPEN: 0.001,  # a message
+    SLOW_READER: 0.01,  # a message
     REGISTRY_FAILS: 0.05,
     REGISTRY_SILENT: 0.02,
     SESSION_LOST: 0.02,  # of the looks that are taken at each session every 5 s
