@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from parley_chaos.broken import BROKEN
 from parley_chaos.clocks import Jumper, Preload
 from parley_chaos.proxy import Link, open_link
-from parley_cluster.topology import GATEWAY, ROUTER, STORE, Topology
+from parley_cluster.topology import GATEWAY, ROUTER, STORE, Topology, certified
 from parley_engines.ports import free_ports
 from parley_engines.state import Started
 
@@ -67,12 +67,6 @@ async def lay_out(
             "PARLEY_INTERNAL_ADVERTISE_ADDRESS": await link(f"to-{name}", internal),
             "PARLEY_CONSUL_ADDRESS": await link(f"{name}-to-consul", started["consul"].address),
         }
-        if options.certificates is not None:
-            own[name] |= {
-                "PARLEY_INTERNAL_TLS_CA_FILE": str(options.certificates / "ca.pem"),
-                "PARLEY_INTERNAL_TLS_CERTIFICATE_FILE": str(options.certificates / f"{role}.pem"),
-                "PARLEY_INTERNAL_TLS_KEY_FILE": str(options.certificates / f"{role}-key.pem"),
-            }
         if role == STORE:
             own[name]["PARLEY_CQL_HOSTS"] = await link(f"{name}-to-scylladb", started["scylladb"].address)
         if role == GATEWAY:
@@ -85,5 +79,6 @@ async def lay_out(
         for name, role in roles.items():
             if role == BROKEN[options.broken].role:
                 own[name]["CHAOS_BROKEN"] = options.broken
-    topology = Topology(f"{_HOST}:0", options.gateways, options.stores, options.routers, environ, own, modules)
+    of_role = certified(options.certificates) if options.certificates is not None else {}
+    topology = Topology(f"{_HOST}:0", options.gateways, options.stores, options.routers, environ, own, modules, of_role)
     return Layout(topology, links, clocks, gateways)

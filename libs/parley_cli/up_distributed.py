@@ -21,7 +21,7 @@ from parley_cli.failures import CommandError, SetupError
 from parley_cli.up import announcement
 from parley_cluster.cluster import ENGINES_FOLDER, engine_settings, open_cluster, prepare, public_key_file, running_engines
 from parley_cluster.supervisor import ProcessFailedError
-from parley_cluster.topology import DRAIN_ORDER, Topology
+from parley_cluster.topology import DRAIN_ORDER, Topology, certified
 from parley_engines.errors import EngineError
 from parley_engines.native import engines_of
 from services.gateway.config import GatewaySettings
@@ -84,14 +84,7 @@ def _certificates(folder: Path) -> dict[str, dict[str, str]]:
     if not has_authority(folder):
         make_authority(folder)
     make_leaves(folder, _CERTIFIED_FOR, DRAIN_ORDER, replace=True)
-    return {
-        role: {
-            "PARLEY_INTERNAL_TLS_CA_FILE": str(folder / "ca.pem"),
-            "PARLEY_INTERNAL_TLS_CERTIFICATE_FILE": str(folder / f"{role}.pem"),
-            "PARLEY_INTERNAL_TLS_KEY_FILE": str(folder / f"{role}-key.pem"),
-        }
-        for role in DRAIN_ORDER
-    }
+    return certified(folder)
 
 
 def _tell(line: str) -> None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from parley_cluster.supervisor import Spec
@@ -63,3 +64,15 @@ def _settings_for(role: str, environ: Mapping[str, str]) -> Iterator[tuple[str, 
     """Yield what of an environment a role's process gets: no settings that are another role's, which it would refuse."""
     others = tuple(prefix for prefixes in _PREFIXES.values() for prefix in prefixes if prefix not in _PREFIXES[role])
     return ((name, value) for name, value in environ.items() if not name.startswith(others))
+
+
+def certified(folder: Path) -> dict[str, dict[str, str]]:
+    """Return each role's settings for its certificate, of a folder of `parley certs`: its processes trust nobody without."""
+    return {
+        role: {
+            "PARLEY_INTERNAL_TLS_CA_FILE": str(folder / "ca.pem"),
+            "PARLEY_INTERNAL_TLS_CERTIFICATE_FILE": str(folder / f"{role}.pem"),
+            "PARLEY_INTERNAL_TLS_KEY_FILE": str(folder / f"{role}-key.pem"),
+        }
+        for role in DRAIN_ORDER
+    }
