@@ -208,7 +208,10 @@ def judge_inboxes(tables: Tables, timelines: Mapping[str, Mapping[int, Event]]) 
         user, conversation_id, inbox = point.partition, point.key.decode(), InboxRow.FromString(value)
         if inbox.large:
             continue  # says no more than that he has it
-        member = MemberRow.FromString(tables[Point(rows.STATE, conversation_id, user.encode())][1])
+        if (row := tables.get(Point(rows.STATE, conversation_id, user.encode()))) is None or conversation_id not in timelines:
+            yield f"{user}'s inbox has {conversation_id}, which is not there"
+            continue
+        member = MemberRow.FromString(row[1])
         timeline = timelines[conversation_id]
         head = member.stays[-1].last_seq or len(timeline)
         unread = sum(
@@ -250,7 +253,10 @@ def judge_watermarks(
                 delivered[user] = max(delivered[user], read[user])
                 head += 1
         for user in read if head else ():
-            member = MemberRow.FromString(tables[Point(rows.STATE, conversation_id, user.encode())][1])
+            if (row := tables.get(Point(rows.STATE, conversation_id, user.encode()))) is None:
+                yield f"{user} has no row in {conversation_id}, whose head is {head}"
+                continue
+            member = MemberRow.FromString(row[1])
             told, counted = (member.delivered_seq, member.read_seq), (delivered[user], read[user])
             if told != counted:
                 yield f"{user}'s watermarks in {conversation_id} are {told}, the log says {counted}"
