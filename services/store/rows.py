@@ -40,11 +40,11 @@ def pieces(rows: Sequence[Row], max_bytes: int = PARTITION_WRITE_BYTES) -> Itera
             yield rows[first:index]
             first, size = index, len(row.key) + len(row.value)
     if rows:
-        yield rows[first:] if first else rows
+        yield rows[first:]
 
 
 def seq_key(seq: int) -> bytes:
-    return seq.to_bytes(8, "big")
+    return seq.to_bytes(8)
 
 
 def timeline_partition(conversation_id: str, seq: int, bucket_bits: int) -> str:
@@ -112,7 +112,7 @@ def inbox_rows(state: ConversationState) -> list[Row]:
     """Return the changed inbox rows of the conversation's members."""
     stamps = dict.fromkeys(state.present, state.dirty_inboxes_of_all) if state.dirty_inboxes_of_all else {}
     for user, stamp in state.dirty_inboxes.items():
-        stamps[user] = max(stamps.get(user, 0), stamp)
+        stamps[user] = max(stamps.get(user, stamp), stamp)
     key = state.conversation_id.encode()
     return [Row(INBOX, user, key, inbox_row(state, user), stamp) for user, stamp in stamps.items()]
 
@@ -138,10 +138,7 @@ def inbox_row(state: ConversationState, user: str) -> bytes:
 
 def peer_of(members: Iterable[str], user: str) -> str:
     """Return the other one of a 1-1 conversation."""
-    for name in members:
-        if name != user:
-            return name
-    raise KeyError(user)
+    return next(name for name in members if name != user)
 
 
 def member_of(value: bytes) -> Member:

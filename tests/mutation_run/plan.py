@@ -14,7 +14,7 @@ TIMELINES = ("tests/unit/test_client_timelines.py", "tests/unit/test_client_page
 TESTS: dict[str, tuple[str, ...]] = {
     "services/store/decide.py": STORE,
     "services/store/actions.py": STORE,
-    "services/store/state.py": (*STORE, "tests/unit/test_store_memory.py"),
+    "services/store/state.py": (*STORE, "tests/unit/test_store_rows.py"),
     "services/store/membership.py": STORE,
     "services/store/memory.py": ("tests/unit/test_store_memory.py", "tests/unit/test_store_memory_answers.py"),
     "services/store/seen_keys.py": ("tests/unit/test_store_memory.py",),
