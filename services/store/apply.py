@@ -238,7 +238,7 @@ class Applier:
             self._recent.add(conversation_id, seq, event)
         if work.records:
             await self._log.append(EVENTS, batch.partition, _event_batches(work.records, self._settings.publish_bytes))
-        memory.settle(work.touched.values())
+        memory.settle(decodable)
         memory.finish(batch.records[-1].offset + 1)
 
         metrics = self._metrics

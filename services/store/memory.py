@@ -267,9 +267,10 @@ class PartitionMemory:
         if needs_first_event(record.command, state):
             yield 1
 
-    def settle(self, touched: Iterable[Loaded]) -> None:
-        """Bound what the batch's conversations keep."""
-        for loaded in touched:
+    def settle(self, batch: Sequence[Decodable]) -> None:
+        """Bound what the batch's conversations keep: also those that nothing came of, for which much may have been read."""
+        for conversation_id in dict.fromkeys(item.record.conversation_id for item in batch):
+            loaded = self._conversations[conversation_id]
             loaded.events.clear()
             loaded.answers.clear()
             loaded.replaced.clear()

@@ -3,20 +3,28 @@
 from random import Random
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from chassis.clock import SystemClock
 from chassis.embedded import open_embedded_engines
+from chassis.eventlog import LogBatch, LogRecord
+from chassis.timeline import Row
 from parley.api.v1.commands_pb2 import SendMessage
 from parley.api.v1.events_pb2 import Event
+from parley_protocol.topics import topics
 from services.store import memory, rows, seen_keys
+from services.store.apply import Applier
+from services.store.config import StoreSettings
 from services.store.decide import DEDUPE_MS, Fate
 from services.store.memory import Decodable, PartitionMemory
+from services.store.metrics import StoreMetrics
 from services.store.recent import RecentEvents
 from services.store.seen_keys import SeenKeys, key_hash
 from services.store.state import ConversationState, Position
 from tests.mutation import replace
-from tests.unit.store_scene import T0, command_record
+from tests.unit.store_scene import T0, ack_record, command_record, group_scene, say
 
+BUCKET_BITS = 4
 KEYS_BYTES_MAX = 100_000  # of one sender, whatever he sends
 ALL_LAYERS_KEYS = 43_520
 
@@ -111,7 +119,7 @@ async def test_a_partitions_memory_is_bounded_in_conversations_and_in_what_each_
             loaded = kept[record.conversation_id]
             loaded.remember("alice", item, Fate(Position(1, 0, offset), T0, b"", offset, offset, b""))
             loaded.counts[offset] = offset
-            kept.settle([loaded])
+            kept.settle([item])
             kept.finish(offset + 1)
             assert len(kept._conversations) <= 3
             assert all(len(one.counts) <= 5 and not one.events for one in kept._conversations.values())
@@ -205,3 +213,37 @@ async def test_a_memory_that_believes_answers_of_a_log_that_is_over_is_found(bro
     replace(monkeypatch, PartitionMemory, "_forget_unfinished", broken, patched)
     taken = (9).to_bytes(16, "big") if broken == source else (1).to_bytes(16, "big")
     assert await fate_known_in_a_new_log(head_seq=3 if broken == source else 2, at_seq=taken)
+
+
+async def test_what_was_read_for_records_that_change_nothing_is_not_kept(monkeypatch):
+    """A device may tell again and again what it read long ago: each time an event says how many messages that was."""
+    monkeypatch.setattr(memory, "_COUNTS_KEPT", 5)
+    scene = group_scene("bob")
+    for number in range(2, 22):
+        say(scene, "alice", number)
+    conversation = scene.state.conversation_id
+    scene.apply(ack_record("bob", conversation, read=21))
+    acks = [ack_record("bob", conversation, read=seq) for seq in range(2, 21)]
+    async with open_embedded_engines(None, topics=topics(1), durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
+        events = [rows.event_row(conversation, seq, event, 1, BUCKET_BITS) for seq, event in scene.events.items()]
+        states = [
+            Row(table, place, key, value, stamp)
+            for (table, place, key), (stamp, value) in scene.tables.items()
+            if table == rows.STATE
+        ]
+        await engines.timeline.write(events)
+        await engines.timeline.write(states)
+        store = Applier(
+            StoreSettings(bucket_bits=BUCKET_BITS),
+            log=engines.log,
+            timeline=engines.timeline,
+            recent=RecentEvents(0),
+            clock=SystemClock(),
+            metrics=StoreMetrics(CollectorRegistry()),
+            rng=Random(0),
+        )
+        for offset, ack in enumerate(acks, 100):
+            await store.apply(LogBatch(0, [LogRecord(offset, T0, conversation.encode(), ack.SerializeToString())]))
+        loaded = store._memories[0][conversation]
+        assert not loaded.events
+        assert len(loaded.counts) <= 5

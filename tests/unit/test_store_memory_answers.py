@@ -128,7 +128,7 @@ async def check(seed: int, weeks: Sequence[int]) -> None:
                     rows.clear_dirty(loaded.state)
             if written:
                 await engines.timeline.write(written)
-            kept.settle(touched.values())
+            kept.settle(batch)
             offset = batch[-1].offset + 1
             kept.finish(offset)
             done = max(done, offset)
