@@ -80,20 +80,16 @@ def seqs_after(stays: Sequence[tuple[int, int]], head_seq: int, after_seq: int, 
     found: list[int] = []
     for first, last in stays:
         start = max(first, after_seq + 1)
-        found.extend(range(start, min(last or head_seq, head_seq, start + limit - len(found) - 1) + 1))
-        if len(found) >= limit:
-            break
+        found.extend(range(start, min(last or head_seq, start + limit - len(found) - 1) + 1))
     return found
 
 
-def seqs_before(stays: Sequence[tuple[int, int]], head_seq: int, before_seq: int, limit: int) -> list[int]:
-    """Return the last visible seqs below before_seq, ascending."""
+def seqs_before(stays: Sequence[tuple[int, int]], before_seq: int, limit: int) -> list[int]:
+    """Return the last visible seqs below before_seq, which is no higher than the next one, ascending."""
     found: list[int] = []
     for first, last in reversed(stays):
-        end = min(last or head_seq, head_seq, before_seq - 1)
+        end = min(last or before_seq, before_seq - 1)
         found.extend(range(end, max(first, end - (limit - len(found)) + 1) - 1, -1))
-        if len(found) >= limit:
-            break
     found.reverse()
     return found
 
@@ -116,7 +112,8 @@ class Reader:
         head_seq = state.visible_head(member)[0]
         backwards = request.WhichOneof("from") == "before_seq"
         if backwards:
-            seqs = seqs_before(member.stays, state.head_seq, request.before_seq or head_seq + 1, limit + 1)
+            before_seq = request.before_seq if 0 < request.before_seq <= head_seq else head_seq + 1
+            seqs = seqs_before(member.stays, before_seq, limit + 1)
             more, seqs = len(seqs) > limit, seqs[-limit:]
         else:
             seqs = seqs_after(member.stays, state.head_seq, request.after_seq, limit + 1)
@@ -170,8 +167,7 @@ class Reader:
         if points:
             for point, value in (await self._timeline.read_points(points)).items():
                 cells.setdefault(point.partition, []).append(Cell(point.key, value))
-        states = {name: rows.state_of(name, found) for name, found in cells.items()}
-        return {name: state for name, state in states.items() if state.exists}
+        return {name: rows.state_of(name, found) for name, found in cells.items()}
 
     async def page(self, conversation_id: str, seqs: Sequence[int], max_bytes: int, *, backwards: bool) -> list[bytes]:
         """Return the first (backwards: the last) of the events that have room in `max_bytes`, one at least, ascending.
@@ -243,18 +239,16 @@ class Reader:
                 rows.TIMELINE, partition, rows.seq_key(first), rows.seq_key(last), last - first + 1
             )
             for key, value in cells:
-                found[int.from_bytes(key, "big")] = value
+                found[int.from_bytes(key)] = value
         return found
 
     async def _view(self, user: str, conversation_id: str) -> tuple[ConversationState, Member]:
         """Return the head and the caller's own row, or refuse."""
         _check_id(conversation_id)
-        states = await self.states([(conversation_id, (user,))])
-        state = states.get(conversation_id)
-        member = state.members.get(user) if state is not None else None
-        if state is None or member is None:
+        state = (await self.states([(conversation_id, (user,))])).get(conversation_id)
+        if state is None or user not in state.members:
             raise NotFound("CONVERSATION_NOT_FOUND", "there is no such conversation, or you never were a member of it")
-        return state, member
+        return state, state.members[user]
 
     async def _state(self, conversation_id: str) -> ConversationState:
         partitions = await self._timeline.read_partitions(rows.STATE, [conversation_id])
@@ -270,7 +264,7 @@ def _bucket_runs(seqs: Sequence[int], bucket_bits: int) -> list[tuple[int, int]]
     """Cut ascending seqs into (first, last) runs without gaps that each lie in one bucket."""
     runs: list[tuple[int, int]] = []
     for seq in seqs:
-        if runs and runs[-1][1] == seq - 1 and runs[-1][0] >> bucket_bits == seq >> bucket_bits:
+        if runs and runs[-1][1] == seq - 1 and seq % (1 << bucket_bits):
             runs[-1] = (runs[-1][0], seq)
         else:
             runs.append((seq, seq))

@@ -28,19 +28,14 @@ class _Entry(NamedTuple):
 
     last_time_ms: int
     held: Held
-    peer: str
+    users: tuple[str, ...]
 
 
 class _Listed(NamedTuple):
     """One conversation of a page."""
 
     conversation_id: str
-    peer: str
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Return who is asked for beside the user."""
-        return (self.peer,) if self.peer else ()
+    users: tuple[str, ...]  # whose rows tell of it: the user's own, and of a 1-1 the peer's
 
 
 class _Place(NamedTuple):
@@ -81,14 +76,14 @@ class Syncer:
         if not 0 <= request.last_events_count <= LAST_EVENTS_MAX:
             raise InvalidArgument("FIELD_INVALID", f"last_events_count is 0 to {LAST_EVENTS_MAX}")
         limit = page_size_of(request.page_size, PAGE_DEFAULT, PAGE_CONVERSATIONS)
-        question = f"sync {'changes' if digests else 'all'} {user}"
+        question = f"sync {bool(digests)} {user}"
         if request.page_token:
             place = decode_page_token(question, request.page_token, _place_of)
             page, further = await self._later_page(user, place, limit)
         else:
             page, further = await self._first_page(user, digests, limit)
         response = SyncResponse()
-        states = await self._reader.states((listed.conversation_id, (user, *listed.members)) for listed in page)
+        states = await self._reader.states(page)
         await self._fill(response, user, page, states, request.last_events_count)
         if further is not None:
             response.next_page_token = encode_page_token(question, str(further))
@@ -101,10 +96,9 @@ class Syncer:
             ours = digests_of(entry.held for entry in entries)
             buckets = sum(1 << bucket for bucket in range(BUCKET_COUNT) if ours[bucket] != digests[bucket])
             entries = [entry for entry in entries if buckets >> bucket_of(entry.held.conversation_id) & 1]
-            entries.sort(key=lambda entry: entry.held.conversation_id)
         else:
             entries.sort(key=lambda entry: (-entry.last_time_ms, entry.held.conversation_id))
-        page = [_Listed(entry.held.conversation_id, entry.peer) for entry in entries[:limit]]
+        page = [_Listed(entry.held.conversation_id, entry.users) for entry in entries[:limit]]
         if len(entries) <= limit:
             return page, None
         if digests:
@@ -122,7 +116,7 @@ class Syncer:
             for key, value in cells:
                 after = key.decode()
                 if place.buckets >> bucket_of(after) & 1 and after not in told:
-                    page.append(_Listed(after, InboxRow.FromString(value).peer_user_id))
+                    page.append(_Listed(after, _users_of(user, InboxRow.FromString(value))))
             more = len(cells) == count
         if len(page) <= limit:
             return page, None
@@ -142,17 +136,17 @@ class Syncer:
         return [whole.get(user, 0) for user in users]
 
     async def _entries(self, user: str) -> list[_Entry]:
-        """Return the user's list as the digests see it."""
+        """Return the user's list as the digests see it, by id."""
         return await self._entries_of(user, (await self._timeline.read_partitions(rows.INBOX, [user])).get(user, ()))
 
     async def _entries_of(self, user: str, cells: Iterable[Cell]) -> list[_Entry]:
         inbox = {cell.key.decode(): InboxRow.FromString(cell.value) for cell in cells}
-        large = await self._reader.states((name, (user,)) for name, row in inbox.items() if row.large and not row.left)
+        large = await self._reader.states((name, (user,)) for name, row in inbox.items() if row.large)
         entries = []
         for name, row in inbox.items():
-            if not row.large or row.left:
+            if not row.large:
                 numbers = (row.delivered_seq, row.read_seq, row.peer_delivered_seq, row.peer_read_seq, row.version)
-                entries.append(_Entry(row.last_time_ms, Held(name, row.head_seq, *numbers), row.peer_user_id))
+                entries.append(_Entry(row.last_time_ms, Held(name, row.head_seq, *numbers), _users_of(user, row)))
             elif name in large and user in large[name].members:
                 entries.append(_large_entry(large[name], user))
         return entries
@@ -163,20 +157,24 @@ class Syncer:
         wanted: list[tuple[str, list[int]]] = []
         for listed in page:
             state = states.get(listed.conversation_id)
-            if state is None or any(name not in state.members for name in (user, *listed.members)):
+            if state is None or any(name not in state.members for name in listed.users):
                 continue  # its first record is being applied: the device will hear of it
             view = response.conversations.add()
             view.CopyFrom(conversation_of(state, user))
             stays = state.members[user].stays
-            wanted.append((state.conversation_id, seqs_before(stays, state.head_seq, view.head_seq + 1, events_count)))
-        if events_count:  # what has no room is fetched like any other gap
-            for view, events in zip(response.conversations, await self._reader.newest(wanted, PAGE_BYTES), strict=True):
-                for event in events:
-                    view.last_events.add().MergeFromString(event)
+            wanted.append((state.conversation_id, seqs_before(stays, view.head_seq + 1, events_count)))
+        newest = await self._reader.newest(wanted, PAGE_BYTES)  # what has no room is fetched like any other gap
+        for view, events in zip(response.conversations, newest, strict=True):
+            for event in events:
+                view.last_events.add().MergeFromString(event)
 
 
 def _large_entry(state: ConversationState, user: str) -> _Entry:
     member = state.members[user]
     head_seq, _, version, last_time_ms = state.visible_head(member)
     held = Held(state.conversation_id, head_seq, member.delivered_seq, member.read_seq, 0, 0, version)
-    return _Entry(last_time_ms, held, "")
+    return _Entry(last_time_ms, held, (user,))
+
+
+def _users_of(user: str, row: InboxRow) -> tuple[str, ...]:
+    return (user, row.peer_user_id) if row.peer_user_id else (user,)

@@ -229,13 +229,13 @@ def stored_row(data: bytes) -> None:
             parse(data)
 
 
-@target(encode_page_token("sync all alice", f"{AB} ff {GROUP}").encode(), encode_page_token("members " + GROUP, "bob").encode())
+@target(encode_page_token("sync False alice", f"{AB} ff {GROUP}").encode(), encode_page_token("members " + GROUP, "bob").encode())
 def page_token(data: bytes) -> None:
     """A page token, in both lists that take one."""
     reader = Reader(MemoryTimeline(rows.TABLES, _TABLES), RecentEvents(0), 1)
     token = data.decode("utf-8", "surrogateescape")
     with suppress(ServiceError):
-        decode_page_token("sync all alice", token, lambda cursor: int(cursor.split(" ")[1], 16))
+        decode_page_token("sync False alice", token, lambda cursor: int(cursor.split(" ")[1], 16))
     text = data.decode("utf-8", "replace")
     with suppress(ServiceError):
         done(Syncer(MemoryTimeline(rows.TABLES, _TABLES), reader).sync("alice", api.SyncRequest(page_token=text)))

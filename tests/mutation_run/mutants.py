@@ -85,6 +85,8 @@ def _says_nothing(node: cst.CSTNode) -> bool:
         return True
     if isinstance(node, cst.Expr) and isinstance(node.value, cst.SimpleString):  # a docstring
         return True
+    if isinstance(node, cst.Arg) and _is_strict(node):
+        return True
     return isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value in ("len", "isinstance", "cast")
 
 
@@ -125,7 +127,12 @@ def _mistakes(node: cst.CSTNode, module: cst.Module) -> Iterator[tuple[cst.CSTNo
 def _drops_words(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
     if not isinstance(node, cst.Call) or not isinstance(mutated, cst.Call):
         return False
-    return any(_is_words(argument.value) and argument not in mutated.args for argument in node.args)
+    return any((_is_words(argument.value) or _is_strict(argument)) and argument not in mutated.args for argument in node.args)
+
+
+def _is_strict(argument: cst.Arg) -> bool:
+    """Tell whether an argument asserts something of what is zipped."""
+    return argument.keyword is not None and argument.keyword.value == "strict"
 
 
 def _says_no_otherwise(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:

@@ -7,7 +7,7 @@ STORE = (
     "tests/unit/test_store_decide_model.py",
     "tests/unit/test_store_groups.py",
 )
-READS = ("tests/unit/test_store_reads.py", "tests/unit/test_store_sync.py")
+READS = ("tests/unit/test_store_reads.py", "tests/unit/test_store_sync.py", "tests/unit/test_store_views.py")
 ROUTER = ("tests/unit/test_router.py", "tests/unit/test_router_slots.py")
 TIMELINES = ("tests/unit/test_client_timelines.py", "tests/unit/test_client_pages.py", "tests/unit/test_client_watermarks.py")
 

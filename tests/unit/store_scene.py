@@ -117,9 +117,9 @@ class Scene:
         return InboxRow.FromString(self.tables[rows.INBOX, user, self.state.conversation_id.encode()][1])
 
 
-def group_scene(*members: str, title: str = "") -> Scene:
+def group_scene(*members: str, title: str = "", member_cap: int = 500) -> Scene:
     """Return the scene of a group that alice has made with these members."""
-    record = command_record("alice", CreateGroup(title=title, member_user_ids=members), number=1)
+    record = command_record("alice", CreateGroup(title=title, member_user_ids=members), number=1, member_cap=member_cap)
     scene = Scene(record.conversation_id)
     scene.apply(record)
     return scene

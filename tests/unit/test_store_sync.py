@@ -1,63 +1,34 @@
 """Sync page by page, while things go on happening."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
-from chassis.clock import SystemClock
-from chassis.embedded import open_embedded_engines
 from chassis.errors import InvalidArgument
-from chassis.timeline import Cell, Timeline
 from parley.api.v1.commands_pb2 import CreateGroup, SendMessage
 from parley.api.v1.events_pb2 import Conversation
 from parley.api.v1.messaging_service_pb2 import SyncRequest
 from parley_protocol.digests import BUCKET_COUNT, Held, bucket_of, digests_of, whole_digest
 from parley_protocol.ids import direct_conversation_id
 from services.store import reads, rows, sync
+from services.store.page_tokens import decode_page_token, encode_page_token
 from services.store.reads import Reader
 from services.store.recent import RecentEvents
 from services.store.state import LARGE_ABOVE
-from services.store.sync import Syncer
-from tests.unit.store_scene import T0, Scene, command_record
+from services.store.sync import Syncer, _place_of
+from tests.unit.store_scene import AB, T0, Scene, command_record
+from tests.unit.store_tables import BUCKET_BITS, Asked, open_tables, rows_of
 
 PEERS = [f"u{number}" for number in range(9)]
+SIZE = 3  # of a page: the last of three is full
 ALL = {direct_conversation_id("alice", peer) for peer in PEERS}
-
-
-BUCKET_BITS = 4
-
-
-class Asked:
-    """A timeline that counts what it is asked, and which rows of inboxes it gave."""
-
-    def __init__(self, timeline: Timeline) -> None:
-        self._timeline = timeline
-        self.count = 0
-        self.inbox_rows = 0
-
-    def __getattr__(self, name: str) -> Any:
-        self.count += 1
-        return getattr(self._timeline, name)
-
-    async def read_partitions(self, table: str, partitions: Sequence[str], limit: int = 0) -> Mapping[str, Sequence[Cell]]:
-        self.count += 1
-        found = await self._timeline.read_partitions(table, partitions, limit)
-        self.inbox_rows += sum(map(len, found.values())) if table == rows.INBOX else 0
-        return found
-
-    async def read_range(self, table: str, *where: Any) -> Sequence[Cell]:
-        self.count += 1
-        found = await self._timeline.read_range(table, *where)
-        self.inbox_rows += len(found) if table == rows.INBOX else 0
-        return found
 
 
 class World:
     """Alice's 1-1 conversations, in tables."""
 
-    def __init__(self, timeline: Any) -> None:
+    def __init__(self, timeline: Asked) -> None:
         self._timeline = timeline
         self._scenes = {peer: Scene(direct_conversation_id("alice", peer)) for peer in PEERS}
         self.asked = timeline
@@ -68,23 +39,18 @@ class World:
         scene = self._scenes[peer]
         scene.now_ms = now_ms
         scene.apply(command_record(peer, SendMessage(body=b"x"), number=scene.state.head_seq + 1, to="alice"))
-        state = scene.state
-        for user in state.members:
-            state.touch_member(user)
-        events = [rows.event_row(state.conversation_id, seq, event, seq, BUCKET_BITS) for seq, event in scene.events.items()]
-        await self._timeline.write([*events, *rows.inbox_rows(state), *rows.state_rows(state)])
-        rows.clear_dirty(state)
-        return state.conversation_id
+        await self._timeline.write(rows_of(scene))
+        return scene.state.conversation_id
 
     async def page(self, digests: list[int], token: str) -> tuple[list[str], str]:
-        response = await self.syncer.sync("alice", SyncRequest(digests=digests, page_size=2, page_token=token))
+        response = await self.syncer.sync("alice", SyncRequest(digests=digests, page_size=SIZE, page_token=token))
         return [row.conversation_id for row in response.conversations], response.next_page_token
 
 
 @asynccontextmanager
 async def open_world() -> AsyncIterator[World]:
-    async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
-        world = World(Asked(engines.timeline))
+    async with open_tables() as tables:
+        world = World(tables)
         for number, peer in enumerate(PEERS):
             await world.write(peer, T0 + 1000 * number)
         yield world
@@ -98,21 +64,42 @@ def _held(row: Conversation) -> Held:
 async def test_a_new_device_gets_the_latest_first_and_then_the_others_each_once():
     async with open_world() as world:
         seen, token = await world.page([], "")
-        assert seen == [direct_conversation_id("alice", peer) for peer in reversed(PEERS[-2:])]
+        assert seen == [direct_conversation_id("alice", peer) for peer in reversed(PEERS[-SIZE:])]
         while token:
             more, token = await world.page([], token)
-            assert len(more) == 2 or not token
+            assert len(more) == SIZE
             seen += more
         assert sorted(seen) == sorted(ALL)
 
 
-async def test_later_pages_read_only_what_they_tell():
+@pytest.mark.parametrize(("digests", "again"), [([], SIZE), ([1] * BUCKET_COUNT, 0)], ids=["new device", "all differs"])
+async def test_later_pages_read_only_what_they_tell(digests, again):
     async with open_world() as world:
-        _, token = await world.page([], "")
+        _, token = await world.page(digests, "")
         while token:
             before = world.asked.inbox_rows
-            more, token = await world.page([], token)
-            assert world.asked.inbox_rows - before <= len(more) + 1 + 2, "one more, and perhaps those of the first page"
+            more, token = await world.page(digests, token)
+            assert world.asked.inbox_rows - before <= len(more) + 1 + again, "one more, and perhaps those of the first page"
+
+
+async def test_a_token_grows_no_longer_than_it_must():
+    """It names of the first page what is still to come, which nobody is told twice."""
+    async with open_world() as world:
+        for number, peer in enumerate(sorted(PEERS, key=lambda peer: direct_conversation_id("alice", peer))[:SIZE]):
+            await world.write(peer, T0 + 1_000_000 + number)
+        first, token = await world.page([], "")
+        while token:
+            place = decode_page_token("sync False alice", token, _place_of)
+            assert place.told == {name for name in first if name > place.after}
+            _, token = await world.page([], token)
+
+
+def test_a_place_that_no_page_gave_is_none():
+    for good in (" 1", f" {2**BUCKET_COUNT - 1:x}", f"{AB} 1 {AB}"):
+        assert str(_place_of(good)) == good
+    for bad in ("", "1", " 0", " -1", f" {2**BUCKET_COUNT:x}", "elsewhere 1", f" 1 {AB} elsewhere"):
+        with pytest.raises(InvalidArgument):
+            decode_page_token("q", encode_page_token("q", bad), _place_of)
 
 
 async def test_of_few_buckets_pages_are_full_and_end():
@@ -127,7 +114,7 @@ async def test_of_few_buckets_pages_are_full_and_end():
         seen, token = await world.page(digests, "")
         while token:
             more, token = await world.page(digests, token)
-            assert len(more) == 2 or not token
+            assert len(more) == SIZE or not token
             seen += more
         assert seen == expected
 
@@ -200,8 +187,47 @@ async def test_whole_digests_are_those_of_sync_in_one_number():
         assert alice == again == whole_digest(digests_of(held)) != 0
         assert nobody == 0
         assert peer not in (0, alice)
-        with pytest.raises(InvalidArgument):
+        assert await world.syncer.whole_digests(["alice"] * 100) == [alice] * 100
+        with pytest.raises(InvalidArgument) as caught:
             await world.syncer.whole_digests(["alice"] * 101)
+        assert caught.value.reason == "FIELD_INVALID"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [SyncRequest(digests=[0]), SyncRequest(last_events_count=51), SyncRequest(last_events_count=-1), SyncRequest(page_size=-1)],
+    ids=["digests", "too many events", "less than none", "page"],
+)
+async def test_what_the_api_does_not_offer_is_refused(request_):
+    async with open_world() as world:
+        with pytest.raises(InvalidArgument) as caught:
+            await world.syncer.sync("alice", request_)
+        assert caught.value.reason == "FIELD_INVALID"
+
+
+async def test_a_page_is_as_large_as_the_api_says_and_the_last_one_leads_nowhere():
+    scenes = [Scene(direct_conversation_id("alice", f"u{number}")) for number in range(51)]
+    for number, scene in enumerate(scenes):
+        scene.apply(command_record(f"u{number}", SendMessage(body=b"x"), number=1, to="alice"))
+    async with open_tables(*scenes) as tables:
+        syncer = Syncer(tables, Reader(tables, RecentEvents(0), BUCKET_BITS))
+        first = await syncer.sync("alice", SyncRequest(last_events_count=50))
+        assert (len(first.conversations), bool(first.next_page_token)) == (50, True)
+        whole = await syncer.sync("alice", SyncRequest(page_size=51))
+        assert (len(whole.conversations), whole.next_page_token) == (51, "")
+
+
+@pytest.mark.parametrize("missing", ["alice", "u0", ""])
+async def test_a_conversation_whose_first_record_is_being_applied_waits_and_the_others_do_not(missing):
+    """Inbox rows are written before the state, which a lagging replica may show in part."""
+    async with open_world() as world:
+        latest = Scene(direct_conversation_id("alice", "u0") + "x")
+        latest.now_ms = T0 + 1_000_000
+        latest.apply(command_record("u0", SendMessage(body=b"x"), number=1, to="alice"))
+        shown = [row for row in rows_of(latest) if row.table == rows.INBOX or (missing and row.key != missing.encode())]
+        await world.syncer._timeline.write(shown)
+        response = await world.syncer.sync("alice", SyncRequest(last_events_count=1))
+        assert {row.conversation_id for row in response.conversations} == ALL
 
 
 async def test_page_tokens_of_both_orders_are_kept_apart():
@@ -213,20 +239,33 @@ async def test_page_tokens_of_both_orders_are_kept_apart():
 
 async def test_a_large_conversation_is_told_as_its_state_says():
     """Its inbox rows say only that somebody has it: head, watermarks and version come from the state, for digests too."""
-    members = [f"m{number}" for number in range(LARGE_ABOVE)]
-    create = command_record("alice", CreateGroup(title="all", member_user_ids=members), number=1, member_cap=100)
-    scene = Scene(create.conversation_id)
-    scene.apply(create)
-    scene.apply(command_record("alice", SendMessage(body=b"x"), number=2, conversation=create.conversation_id))
-    for user in scene.state.members:
-        scene.state.touch_member(user)
-        scene.state.touch_inbox(user)
-    assert scene.state.large
-    async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
-        await engines.timeline.write([*rows.inbox_rows(scene.state), *rows.state_rows(scene.state)])
-        syncer = Syncer(engines.timeline, Reader(engines.timeline, RecentEvents(0), BUCKET_BITS))
+    scene = large_scene()
+    async with open_tables(scene) as tables:
+        syncer = Syncer(tables, Reader(tables, RecentEvents(0), BUCKET_BITS))
         row = (await syncer.sync("m0", SyncRequest())).conversations[0]
         assert (row.head_seq, row.unread_count, row.version, row.title, row.member_count) == (2, 1, 1, "all", LARGE_ABOVE + 1)
         for held_seq, differs in ((2, False), (1, True)):
             digests = digests_of([Held(row.conversation_id, held_seq, 0, 0, 0, 0, 1)])
             assert bool((await syncer.sync("m0", SyncRequest(digests=digests))).conversations) is differs
+            assert (await syncer.whole_digests(["m0"]) != [whole_digest(digests)]) is differs
+
+
+@pytest.mark.parametrize("shown", ["nothing", "the others"])
+async def test_a_large_conversation_that_is_not_there_yet_is_not_told(shown):
+    scene = large_scene()
+    async with open_tables() as tables:
+        found = [row for row in rows_of(scene) if row.table == rows.INBOX or (shown == "the others" and row.key != b"m0")]
+        await tables.write(found)
+        syncer = Syncer(tables, Reader(tables, RecentEvents(0), BUCKET_BITS))
+        assert not (await syncer.sync("m0", SyncRequest())).conversations
+        assert await syncer.whole_digests(["m0"]) == [0]
+
+
+def large_scene() -> Scene:
+    members = [f"m{number}" for number in range(LARGE_ABOVE)]
+    create = command_record("alice", CreateGroup(title="all", member_user_ids=members), number=1, member_cap=100)
+    scene = Scene(create.conversation_id)
+    scene.apply(create)
+    scene.apply(command_record("alice", SendMessage(body=b"x"), number=2, conversation=create.conversation_id))
+    assert scene.state.large
+    return scene
