@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from hypothesis import given
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from parley.api.v1.commands_pb2 import Outcome, SendMessage
@@ -21,6 +23,21 @@ blobs = st.binary(max_size=300)
 
 def same(encoded: bytes, expected) -> None:
     assert type(expected).FromString(encoded) == expected
+
+
+def exactly(encoded: bytes, expected) -> None:
+    """What goes to every device holds no byte that the generated class would leave out."""
+    assert encoded == expected.SerializeToString()
+
+
+@given(times)
+@example(0)
+@example(1_000)
+@example(999)
+def test_timestamp(time_ms):
+    expected = Timestamp()
+    expected.FromMilliseconds(time_ms)
+    exactly(encoding.timestamp(time_ms), expected)
 
 
 @given(numbers, times, texts, texts, blobs, numbers, blobs)
@@ -58,16 +75,18 @@ def test_accepted(request_id, conversation, seq, count, time_ms, duplicate):
 
 
 @given(texts, texts, numbers, numbers, times)
+@example("", "", 0, 0, 1)
 def test_receipt(conversation, user, delivered, read, time_ms):
     expected = Receipt(conversation_id=conversation, user_id=user, delivered_seq=delivered, read_seq=read)
     expected.time.FromMilliseconds(time_ms)
-    same(encoding.receipt(conversation, user, delivered, read, encoding.timestamp(time_ms)), expected)
+    exactly(encoding.receipt(conversation, user, delivered, read, encoding.timestamp(time_ms)), expected)
 
 
 @given(texts, st.lists(numbers, min_size=6, max_size=6))
+@example("", [0] * 6)
 def test_inbox_change(conversation, values):
     names = ("head_seq", "message_count", "delivered_seq", "read_seq", "unread_count", "version")
-    same(
+    exactly(
         encoding.inbox_change(conversation, *values),
         InboxChange(conversation_id=conversation, **dict(zip(names, values, strict=True))),
     )
@@ -90,6 +109,7 @@ def test_dedupe_row(epoch, partition, offset, log_ms, seq, count, rejection):
 
 
 @given(texts, numbers, st.lists(texts.filter(bool), max_size=3), blobs, blobs, blobs, st.booleans(), st.booleans())
+@example("", 0, [], b"", b"", b"", False, False)
 def test_event_record(conversation, seq, recipients, shared, own, actor, all_members, wakes):
     change = MembershipChange(user_id="x", joined=True)
     expected = EventRecord(
@@ -122,7 +142,7 @@ def test_event_record(conversation, seq, recipients, shared, own, actor, all_mem
         membership_changes=[change],
         wakes=wakes,
     )
-    same(encoded, EventBatch(events=[expected]))
+    exactly(encoded, EventBatch(events=[expected]))
 
 
 def test_the_payload_hash_tells_conversation_action_and_bytes_apart():
@@ -133,6 +153,11 @@ def test_the_payload_hash_tells_conversation_action_and_bytes_apart():
         encoding.payload_hash("c1", "send_message", b"y"),
     }
     assert len(hashes) == 4
+
+
+def test_the_payload_hash_stays_what_is_stored():
+    """A device may ask again across an upgrade. Of a long action its first 16 bytes count."""
+    assert encoding.payload_hash("d_x", "settings_changed_by", b"x").hex() == "55bde17a49a51b95b2a03968b53639af"
 
 
 @given(st.lists(numbers, min_size=10, max_size=10), st.text(max_size=20), st.booleans())
@@ -192,3 +217,20 @@ def test_inbox_row(member, peer, name, spare):
             left=not member.active,
         ),
     )
+
+
+@pytest.mark.parametrize("large", [True, False])
+@pytest.mark.parametrize("last_seq", [0, 9], ids=["there", "left"])
+@pytest.mark.parametrize("peer", [Member([(1, 0)], 1, 1, 5, 6, 1), None], ids=["peer", "no peer"])
+def test_a_row_says_nothing_twice(large: bool, last_seq: int, peer: Member | None):
+    """Readers take the last of a field's values, so only its length tells. Where no number is 0 nothing can be left out."""
+    state = ConversationState("c", kind=2, head_seq=7, message_count=7, version=3, last_time_ms=88, title="t", large=large)
+    state.member_count, state.stamp, state.applied = 2, 4, Position(1, 2, 3)
+    row = encoding.head_row(state)
+    assert len(row) == HeadRow.FromString(row).ByteSize()
+    member = Member([(1, last_seq)], 1, 1, 2, 3, 3, [OwnRange(4, 4, 4)], left_count=6, left_time_ms=5, left_version=2)
+    row = encoding.inbox_row(state, member, "u", peer)
+    inbox = InboxRow.FromString(row)
+    assert len(row) == inbox.ByteSize()
+    assert inbox.unread_count == state.visible_head(member)[1] - 3 - 1
+    assert bool(inbox.peer_delivered_seq) is (peer is not None)
