@@ -242,7 +242,7 @@ def _again(state: ConversationState, record: CommandRecord, fate: Fate, known: K
 
 
 def _decide_ack(state: ConversationState, record: CommandRecord, position: Position, log_ms: int, known: Known) -> Effect | None:
-    """Move watermarks: up only, clamped to what the member may see."""
+    """Move watermarks: up only, from below the first event of the stay, clamped to what the member may see."""
     ack: Ack = record.ack
     user = record.user_id
     member = state.members.get(user)
@@ -250,21 +250,16 @@ def _decide_ack(state: ConversationState, record: CommandRecord, position: Posit
         return None
     if state.has_applied(position):
         return _receipt(state, user, member, log_ms)
-    first_seq = member.stays[-1][0]
     visible_head = state.visible_head(member)[0]
     read_seq = min(ack.read_seq, visible_head)
     delivered_seq = max(min(ack.delivered_seq, visible_head), read_seq)
-    reads = read_seq > member.read_seq and read_seq >= first_seq
-    delivers = delivered_seq > member.delivered_seq and delivered_seq >= first_seq
+    reads, delivers = read_seq > member.read_seq, delivered_seq > member.delivered_seq
     if not reads and not delivers:
         return None
-    count = 0
+    state.advance(position, log_ms)
     if reads:  # all that a former member may see is counted in his row, and an ack may name more than that
         left_all = not member.active and read_seq == visible_head
-        count = member.left_count if left_all else _count_at(state, known, read_seq)
-    state.advance(position, log_ms)
-    if reads:
-        member.read_to(read_seq, count)
+        member.read_to(read_seq, member.left_count if left_all else _count_at(state, known, read_seq))
     if delivers:
         member.delivered_seq = delivered_seq
     state.touch_member(user)

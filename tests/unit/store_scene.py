@@ -7,7 +7,7 @@ from parley.log.v1.records_pb2 import CommandRecord, RawCommand
 from parley.store.v1.rows_pb2 import InboxRow
 from parley_protocol.ids import direct_conversation_id, group_conversation_id
 from services.store import encoding, rows
-from services.store.decide import Effect, Fate, Known, decide
+from services.store.decide import Effect, Fate, Known, decide, needs_count
 from services.store.state import ConversationState, Position
 
 AB = direct_conversation_id("alice", "bob")
@@ -68,7 +68,9 @@ class Scene:
 
     def known(self, record: CommandRecord) -> Known:
         key = (record.user_id, rows.request_key(record.device_id, record.command.request_id))
-        return Known(self.fates.get(key), lambda seq: self.event(seq).message_count, self.events.__getitem__)
+        mark = record.command.seen_seq if record.HasField("command") else record.ack.read_seq
+        counts = {mark: self.event(mark).message_count} if needs_count(self.state, mark) else {}  # no more than a store has loaded
+        return Known(self.fates.get(key), counts.__getitem__, self.events.__getitem__)
 
     def event(self, seq: int) -> Event:
         return Event.FromString(self.events[seq])

@@ -39,6 +39,14 @@ def test_a_request_id_is_remembered_to_the_end_of_its_14_days(direct):
     assert not outcome_of(say(direct, "alice", 1)).accepted.duplicate
 
 
+def test_a_request_id_is_remembered_where_log_time_has_jumped_back_by_up_to_a_week(direct):
+    say(direct, "alice", 1)
+    direct.now_ms -= 7 * 24 * 3600 * 1000
+    assert outcome_of(say(direct, "alice", 1)).accepted.duplicate
+    direct.now_ms -= 1
+    assert not outcome_of(say(direct, "alice", 1)).accepted.duplicate
+
+
 def test_a_resend_is_told_the_count_of_then(group):
     first = outcome_of(say(group, "alice", 2)).accepted
     say(group, "bob", 3)
@@ -167,6 +175,21 @@ def test_a_replayed_ack_tells_the_watermarks_again(direct):
     assert (again.shared, again.actor, again.recipients) == (first.shared, first.actor, ["alice"])
 
 
+def test_who_left_may_still_say_that_he_has_read_a_part_of_what_is_his(group):
+    for number in range(2, 5):
+        say(group, "alice", number)
+    act(group, "alice", 5, RemoveMember(user_id="bob"))
+    bob = group.state.members["bob"]
+    for read in (2, 3):
+        assert group.apply(ack_record("bob", group.state.conversation_id, read=read)).actor
+        assert (bob.delivered_seq, bob.read_seq, bob.read_count) == (read, read, read - 1)
+    assert group.apply(ack_record("bob", group.state.conversation_id, delivered=4)).actor
+    assert (bob.delivered_seq, bob.read_seq) == (4, 3)
+    say(group, "alice", 6)
+    assert group.apply(ack_record("bob", group.state.conversation_id, read=6)).actor
+    assert (bob.delivered_seq, bob.read_seq, bob.read_count) == (5, 5, 3)
+
+
 def test_a_replay_whose_answer_is_gone_says_nothing(direct):
     say(direct, "alice", 1)
     direct.fates.clear()
@@ -181,8 +204,13 @@ def test_delivered_follows_read_and_either_moves_alone(direct):
     assert (bob.delivered_seq, bob.read_seq) == (1, 0)
     direct.apply(ack_record("bob", AB, delivered=0, read=2))
     assert (bob.delivered_seq, bob.read_seq) == (2, 2)
-    say(direct, "bob", 4, seen_seq=3)
-    assert (bob.delivered_seq, bob.read_seq) == (3, 3)
+    direct.apply(ack_record("bob", AB, delivered=3))
+    say(direct, "alice", 4)
+    direct.apply(ack_record("bob", AB, delivered=4))
+    direct.apply(ack_record("bob", AB, delivered=1, read=3))
+    assert (bob.delivered_seq, bob.read_seq) == (4, 3)
+    say(direct, "bob", 5, seen_seq=4)
+    assert (bob.delivered_seq, bob.read_seq) == (4, 4)
 
 
 def test_an_action_may_have_all_the_bytes_that_the_rules_allow(group):
