@@ -25,7 +25,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "services/store/recent.py": (*READS, "tests/unit/test_store_memory.py"),
     "services/router/recipients.py": ROUTER,
     "services/router/slots.py": ROUTER,
-    "services/gateway/slots.py": ("tests/unit/test_gateway_slots.py", "tests/unit/test_gateway_deliver.py"),
+    "services/gateway/slots.py": (
+        "tests/unit/test_gateway_slots.py",
+        "tests/unit/test_gateway_slots_state.py",
+        "tests/unit/test_gateway_deliver.py",
+    ),
     "services/gateway/acks.py": ("tests/unit/test_gateway_acks.py", "tests/unit/test_gateway_inbound.py"),
     "services/gateway/rates.py": ("tests/unit/test_gateway_rates.py", "tests/unit/test_gateway_inbound.py"),
     "services/gateway/checks.py": ("tests/unit/test_gateway_checks.py", "tests/unit/test_gateway_inbound.py"),

@@ -1,7 +1,6 @@
 """Which slots a gateway takes, keeps and lets go, and when: transitions one by one, then whole clusters on a faulty registry."""
 
 import math
-from collections.abc import Iterable
 
 import pytest
 from hypothesis import settings
@@ -11,33 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from chassis.registry import Epoch, Holder, Instance
 from parley.api.v1.messaging_service_pb2 import GoAwayReason
 from parley_protocol.slots import DRAINING_PREFIX, rank, slot_key, slot_of
-from services.gateway.slots import KEYS_A_TRANSACTION, Ended, Slots
-
-COUNT = 8
-SETTLE = 10.0
-ONE, TWO = (Instance("gateway", name, f"{name}-inside:1", f"{name}:1") for name in ("g1", "g2"))
-FIRST = {slot for slot in range(COUNT) if rank("g1", slot) > rank("g2", slot)}  # what the first of the two should have
-
-
-def gateway(count: int = COUNT, rate: float = 1000.0, *, alone: bool = False) -> Slots:
-    """Return the first gateway's slots, under a session that began at 0."""
-    slots = Slots("g1", count, settle_seconds=SETTLE, slots_per_second=rate, alone=alone)
-    slots.on_session("s1", 0.0)
-    return slots
-
-
-def held(slots: Iterable[int], name: str = "g1", session: str = "s1", index: int = 1) -> dict[str, Holder]:
-    return {slot_key(slot): Holder(name, Epoch(session, index)) for slot in slots}
-
-
-def owner(*, of: Iterable[int] = range(COUNT), instances: tuple[Instance, ...] = (ONE, TWO)) -> Slots:
-    """Return a gateway that owns slots since long ago."""
-    slots = gateway()
-    slots.on_instances(instances, -100.0)
-    slots.on_holders({}, 0.0)
-    slots.on_acquired(of, {slot: Epoch("s1", 1) for slot in of}, 0.0)
-    slots.on_holders(held(of), 0.0)
-    return slots
+from services.gateway.slots import KEYS_A_TRANSACTION, UNSURE_DETAIL, UNSURE_SECONDS, Ended, Slots
+from tests.unit.slots_scene import COUNT, FIRST, ONE, SETTLE, TWO, gateway, held, owner
 
 
 def test_nothing_is_asked_for_before_the_registry_has_shown_who_holds_what():
@@ -126,8 +100,9 @@ def test_who_belongs_nowhere_for_sure_comes_again(view):
     slots.on_holders(view, 0.0)
     goodbye = slots.misplaced("alice")
     assert goodbye is not None
-    assert goodbye.reason == GoAwayReason.GO_AWAY_REASON_OVERLOADED
-    assert goodbye.delay_seconds
+    assert goodbye == (GoAwayReason.GO_AWAY_REASON_OVERLOADED, UNSURE_DETAIL, "", UNSURE_SECONDS)
+    assert UNSURE_DETAIL
+    assert UNSURE_SECONDS == 1.0, "a dead gateway's slots are taken within a few"
     assert slots.address_of(slot_of("alice", COUNT)) is None
 
 
@@ -210,6 +185,7 @@ def test_a_view_that_may_be_older_than_our_lock_is_doubted_and_the_registry_aske
     ended = slots.on_acquired([3], {3: Epoch("s1", 9)} if ours else {}, 1.2)
     assert ended == ([] if ours else [Ended(3, "g2:1")])
     assert (3 in slots.epochs) is ours
+    assert slots.plan(1.2).acquire == []
     if ours:
         slots.on_holders(held([3], index=9), 1.3)
         assert slots.on_holders(held([3], "g2", "s9", 11), 1.4) == [Ended(3, "g2:1")], "that one is newer"
