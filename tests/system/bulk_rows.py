@@ -32,7 +32,7 @@ def written_by(sender: str, to: str, count: int, log_ms: int) -> Iterator[Row]:
     for number in range(count):
         command = RawCommand(request_id=number.to_bytes(16, "big"), to_user_id=to, send_message=action)
         record.command.CopyFrom(command)
-        effect = decide(state, record, Position(0, 0, number), log_ms - count + number, _UNKNOWN)
+        effect = decide(state, record, Position(0, 0, number + 1), log_ms - count + number, _UNKNOWN)
         assert effect is not None
         yield rows.event_row(state.conversation_id, effect.seq, effect.event, effect.stamp, rows.BUCKET_BITS)
     yield from rows.inbox_rows(state)
