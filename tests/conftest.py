@@ -7,8 +7,10 @@ import asyncio
 import functools
 import gc
 import inspect
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -18,11 +20,11 @@ from pathlib import Path
 
 import pytest
 import structlog
-from engine_fixtures import begun_engines as begun_engines  # fixtures and a hook: pytest finds them here
-from engine_fixtures import engine_pids
+from engine_fixtures import begun_engines as begun_engines  # fixtures: pytest finds them here
+from engine_fixtures import engine_pids, provision
 from engine_fixtures import engines as engines
-from engine_fixtures import pytest_collection_finish as pytest_collection_finish
 from hypothesis import settings
+from workers import Workers
 
 settings.register_profile("parley", deadline=None)  # an example's 200 ms judge the machine
 settings.load_profile("parley")
@@ -46,10 +48,17 @@ TESTS = Path(__file__).parent
 ASYNC_TEST_SECONDS = 60  # far beyond any that works: a wait that never ends fails where it waits, and the run goes on
 THREAD_END_SECONDS = 5  # for a thread that was told to end; one that was not is reported after this long
 
-seconds_by_tier: dict[str, float] = defaultdict(float)
-count_by_tier: dict[str, int] = defaultdict(int)
+SHARED = ("repository", "unit", "contracts", "simulation")  # run on all cores: their tests need little beside CPU
+ONLY_HERE = {"runs", "fates"}  # fixtures that workers do not have: what the simulation's pool computes
+# What whoever changes the code waits for: seconds from the first test of these tiers to the end of the last, on two cores that
+# have nothing else to do.
+GOALS = {("unit", "contracts"): 30, ("unit", "contracts", "simulation"): 90}
+
+began_by_tier: dict[str, float] = {}
 ended_by_tier: dict[str, float] = {}
+count_by_tier: dict[str, int] = defaultdict(int)
 BEGAN = time.time()
+workers: list[Workers] = []  # of this run: one
 
 
 def tier_of(path: Path) -> str:
@@ -60,12 +69,45 @@ def tier_of(path: Path) -> str:
     return parts[0] if len(parts) > 1 else "repository"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Elsewhere than on Linux, libraries of the system do not survive a fork.
+    count = len(os.sched_getaffinity(0)) - 1 if sys.platform == "linux" else 0
+    parser.addoption(
+        "--workers", type=int, default=count, help="processes beside pytest's own for the first tiers (tests/workers.py)"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = with_deadline(item.obj)
     order = list(TIERS)
-    items.sort(key=lambda item: order.index(tier) if (tier := tier_of(item.path)) in order else len(order))
+    items.sort(key=lambda item: (order.index(tier) if (tier := tier_of(item.path)) in order else len(order), waits(item)))
+
+
+def waits(item: pytest.Item) -> bool:
+    """Tell whether a test waits for what began with the run, so that within the first tiers it comes after all others."""
+    if tier_of(item.path) not in SHARED:
+        return False
+    return item.get_closest_marker("engines") is not None or not ONLY_HERE.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(tryfirst=True)  # others start threads
+def pytest_collection_finish(session: pytest.Session) -> None:
+    option = session.config.option
+    if option.collectonly:
+        return
+    provision(session)
+    if option.workers and not (option.usepdb or option.trace or session.testsfailed):
+        workers.append(Workers(session.items, lambda item: tier_of(item.path) in SHARED and not waits(item)))
+        workers[0].fork(session, option.workers)
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    if not workers:
+        return None
+    workers[0].run(session)
+    return True
 
 
 def with_deadline(test: Callable[..., object]) -> Callable[..., object]:
@@ -91,11 +133,15 @@ def not_run_is_failure(report: pytest.TestReport | pytest.CollectReport) -> None
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     not_run_is_failure(report)
-    tier = tier_of(item.path)
-    seconds_by_tier[tier] += report.duration
-    count_by_tier[tier] += report.when == "call"
-    ended_by_tier[tier] = report.stop
+    report.tier = tier_of(item.path)  # goes with it from a worker
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    tier = report.tier
+    count_by_tier[tier] += report.when == "call"
+    began_by_tier[tier] = min(report.start, began_by_tier.get(tier, report.start))
+    ended_by_tier[tier] = max(report.stop, ended_by_tier.get(tier, report.stop))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -107,11 +153,20 @@ def pytest_make_collect_report() -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("tiers")
-    for tier, seconds in seconds_by_tier.items():
-        budget = f" of {TIERS[tier]} s" if tier in TIERS else ""
-        over = " OVER BUDGET" if seconds > TIERS.get(tier, seconds) else ""
-        ended = f", done {ended_by_tier[tier] - BEGAN:.0f} s after the run began"  # what runs beside other tiers costs time there
-        terminalreporter.line(f"{tier:<12}{count_by_tier[tier]:>5} tests {seconds:>7.1f} s{budget}{ended}{over}")
+    for tier, count in count_by_tier.items():
+        ended = f"done {ended_by_tier[tier] - BEGAN:.0f} s after the run began"
+        terminalreporter.line(f"{tier:<12}{count:>5} tests {told((tier,), TIERS.get(tier))}, {ended}")
+    for tiers, budget in GOALS.items():
+        if all(tier in began_by_tier for tier in tiers):
+            terminalreporter.line(f"{' + '.join(tiers)}: {told(tiers, budget)}")
+
+
+def told(tiers: tuple[str, ...], budget: int | None) -> str:
+    """Say what tiers took, from the first test to the end of the last, beside their budget."""
+    seconds = max(ended_by_tier[tier] for tier in tiers) - min(began_by_tier[tier] for tier in tiers)
+    if budget is None:
+        return f"{seconds:>7.1f} s"
+    return f"{seconds:>7.1f} s of {budget} s{' OVER BUDGET' if seconds > budget else ''}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -127,7 +182,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     for name in [name for name in os.environ if name.startswith(("PARLEY_", "XDG_", "MAKE", "MFLAGS")) or name == "ARGS"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PARLEY_COMPILED", "0")  # this process has the sources; those that it starts use what a user's would
-    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "home"))
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / f"home-{multiprocessing.current_process().name}"))
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ A test names what it needs by a mark and asks the fixture where it is:
 All tests of a run share the engines: isolate by a topic prefix, keyspace or key prefix of one's own.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -114,10 +115,8 @@ runs: list[HasPids] = []
 _missing: dict[str, str] = {}
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+def provision(session: pytest.Session) -> None:
     """Provision before the first test: a build of minutes is none's setup, and says what it does."""
-    if session.config.option.collectonly:
-        return
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     tell = terminal.write_line if terminal else print
     _missing.update(provision_for(session, engines_of(Path(), tell, ENVIRON)))
@@ -138,7 +137,8 @@ def begun_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginesO
     said: list[str] = []
     run = EnginesOfTheRun(engines_of(tmp_path_factory.mktemp("engines"), said.append, ENVIRON, leashed=True), _missing)
     runs.append(run)
-    run.begin()
+    if multiprocessing.parent_process() is None:  # a worker has no test that needs one
+        run.begin()
     yield run
     run.stop()
     runs.remove(run)

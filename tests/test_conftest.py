@@ -1,6 +1,7 @@
 """A test run tells the truth: what leaves something behind fails, and with CI=true so does what did not run."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,25 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def run(folder: Path, source: str, **environ: str) -> str:
+def run(folder: Path, source: str, *options: str, **environ: str) -> str:
     """Run the source as a test file under our conftest and settings; return what pytest printed."""
-    for name in ("conftest.py", "engine_fixtures.py"):
+    for name in ("conftest.py", "engine_fixtures.py", "workers.py"):
         shutil.copy(ROOT / "tests" / name, folder)
     file = folder / "test_it.py"
     file.write_text(source)
-    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", folder, "-p", "no:cacheprovider", file]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        ROOT / "pyproject.toml",
+        "--rootdir",
+        folder,
+        "-p",
+        "no:cacheprovider",
+        *options,
+        file,
+    ]
     clean = {name: value for name, value in os.environ.items() if name != "CI"}
     return subprocess.run(command, cwd=folder, env=clean | environ, capture_output=True, text=True, check=False).stdout
 
@@ -117,3 +130,51 @@ def test_without_the_tools_for_an_engine_its_tests_do_not_run_and_say_so(tmp_pat
     assert "kafka can't be had, its tests will not run" in said
     assert "install Java 17" in said
     assert "1 failed, 1 passed" in run(tmp_path, NEEDS_AN_ENGINE, CI="true", **environ)
+
+
+MANY = """
+import multiprocessing, os, signal, sys
+import pytest
+
+PYTEST = os.getpid()  # workers are forked after this
+both_are_at_work = multiprocessing.get_context("fork").Barrier(2)
+met = []
+
+@pytest.mark.parametrize("number", range(100))
+def test_each(number, request):
+    if not met:
+        met.append(both_are_at_work.wait(60))
+    with open("ran", "a") as file:
+        print(number, os.getpid() == PYTEST, file=file)
+    print("said by", number)
+    if number in FAIL:
+        pytest.fail("on purpose")
+    if DIE and os.getpid() != PYTEST:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def ran(folder: Path) -> list[list[str]]:
+    return [line.split() for line in (folder / "ran").read_text().splitlines()]
+
+
+def test_workers_share_the_tests_and_all_is_reported_by_one(tmp_path):
+    output = run(tmp_path, "FAIL, DIE = {3, 97}, False" + MANY, "--workers=1")
+    assert "2 failed, 98 passed" in output
+    assert sorted(int(number) for number, _ in ran(tmp_path)) == list(range(100))
+    assert {by for _, by in ran(tmp_path)} == {"True", "False"}
+    assert output.count("said by ") == 2
+    assert "said by 3\n" in output
+    assert "repository    100 tests" in output
+
+
+def test_a_failure_ends_workers_too_if_it_is_to_end_the_run(tmp_path):
+    output = run(tmp_path, "FAIL, DIE = range(100), False" + MANY, "--workers=1", "-x")
+    assert re.search(r"stopping after \d failures", output), output
+    assert len(ran(tmp_path)) <= 3
+
+
+def test_a_worker_that_dies_fails_the_run_and_its_test_is_named(tmp_path):
+    output = run(tmp_path, "FAIL, DIE = (), True" + MANY, "--workers=1")
+    assert re.search(r"2 tests have no result: worker-1 ended with -9 in test_it.py::test_each\[\d+\]", output), output
+    assert "98 passed" in output

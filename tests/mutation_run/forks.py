@@ -32,7 +32,7 @@ COMPUTES = 0x1  # CO_OPTIMIZED: the code of a function, not of a class or a modu
 # What tests leave in files; of this run alone, for its end takes it away, and tests that fail for want of it kill anything.
 TEMPORARY = Path(f"build/mutation-run/tmp-{os.getpid()}")
 QUIET = (
-    *("-q", "--tb=no", "-p", "no:cacheprovider", "-o", "asyncio_debug=false", "--hypothesis-seed=0"),
+    *("-q", "--tb=no", "-p", "no:cacheprovider", "--workers=0", "-o", "asyncio_debug=false", "--hypothesis-seed=0"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # of plugins that are imported already
 )
 Name = tuple[str, int]  # of a function, with its line

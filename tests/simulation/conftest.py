@@ -1,7 +1,7 @@
 """What every test run takes of the simulation, on all cores: seeds, and rules that are broken on purpose.
 
-They are begun when the run begins, with a lower priority than its tests: those of earlier tiers wait most of the time, for engines,
-for disks, and for each other. The tests of this tier judge what came of them.
+They are begun when the run begins, with the lowest priority: tests of earlier tiers now and then wait, for engines, for disks, and
+for each other. The tests of this tier judge what came of them.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from tests.simulation import mutants
 SEEDS = {Scene.SYSTEM: 120, Scene.STORE: 200}
 CHUNK = 10  # a test's share: far below the time after which a test counts as hung, also on a machine that does other things
 SEEDS_MAX = 40  # a rule whose breach shows more rarely than that is not proven by the seeds that every test run takes
-NICENESS = 5  # a third of a test's share where both want a core
+NICENESS = 19  # what is left by tests, which wait now and then; all of it when they wait for these
 
 _runs: dict[tuple[Scene, int], Future[list[Run]]] = {}
 _fates: dict[str, Future[int | None]] = {}
