@@ -16,7 +16,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "services/store/actions.py": STORE,
     "services/store/state.py": (*STORE, "tests/unit/test_store_rows.py"),
     "services/store/membership.py": STORE,
-    "services/store/memory.py": ("tests/unit/test_store_memory.py", "tests/unit/test_store_memory_answers.py"),
+    "services/store/memory.py": (
+        "tests/unit/test_store_memory.py",
+        "tests/unit/test_store_memory_answers.py",
+        "tests/unit/test_store_memory_reads.py",
+    ),
     "services/store/seen_keys.py": ("tests/unit/test_store_memory.py",),
     "services/store/rows.py": (*STORE, *READS, "tests/unit/test_store_rows.py", "tests/unit/test_store_memory.py"),
     "services/store/encoding.py": ("tests/unit/test_store_encoding.py", *STORE),
