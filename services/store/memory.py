@@ -92,6 +92,10 @@ class Loaded:
         if seq == 1:
             self.events[1] = event
 
+    def asked_again(self, item: Decodable) -> bool:
+        """Tell whether the record may need what its request caused before."""
+        return bool(item.key) and self.fate_of(item) is not None
+
     def remember(self, user: str, item: Decodable, fate: Fate) -> None:
         """Take in what was decided."""
         sender = self.senders[user]
@@ -209,7 +213,7 @@ class PartitionMemory:
             # Those ahead are another worker's, for later records.
             answers = [fate for fate in fates if fate.position <= position and counts(fate.log_ms, item.time_ms)]
             if answers:
-                loaded.answers[item.offset] = max(answers)  # positions come first, and differ
+                loaded.answers[item.offset] = max(answers, key=_position)
         await self._forget_unfinished([(loaded, item) for loaded, item, _ in asked])
 
     async def _forget_unfinished(self, asked: Iterable[tuple[Loaded, Decodable]]) -> None:
@@ -237,10 +241,11 @@ class PartitionMemory:
             loaded = self._conversations[record.conversation_id]
             state = loaded.state
             loaded.note_head()
-            if loaded.plain_seq == state.head_seq and loaded.fate_of(item) is None:
+            if loaded.plain_seq == state.head_seq and state.exists and not loaded.asked_again(item):
                 continue  # nothing but messages, and none of them asked for again: nearly always
             for seq in self._events_needed(loaded, item):
-                places[rows.timeline_point(record.conversation_id, seq, self._bucket_bits)] = (loaded, seq)
+                if seq not in loaded.events:
+                    places[rows.timeline_point(record.conversation_id, seq, self._bucket_bits)] = (loaded, seq)
         if not places:
             return
         found = await self._timeline.read_points(list(places))
@@ -254,6 +259,8 @@ class PartitionMemory:
         mark = record.command.seen_seq if item.key else record.ack.read_seq
         if needs_count(state, mark) and mark > loaded.plain_seq and mark not in loaded.counts:
             yield mark
+        if not item.key:
+            return
         fate = loaded.fate_of(item)
         if fate is not None and fate.seq and (fate.position.epoch, fate.position.offset) == (self._epoch, item.offset):
             yield fate.seq
@@ -270,6 +277,10 @@ class PartitionMemory:
             _trim(loaded.counts, _COUNTS_KEPT)
             for sender in loaded.senders.values():
                 _trim(sender.fates, _FATES_KEPT)
+
+
+def _position(fate: Fate) -> Position:
+    return fate.position
 
 
 def _trim(items: dict[Any, Any], keep: int) -> None:
