@@ -78,7 +78,9 @@ mutations: dict[str, OneLine] = {
     "a delivered watermark may be beyond the head": OneLine(
         STORE, decide, "_decide_ack", "min(ack.delivered_seq, visible_head)", "ack.delivered_seq"
     ),
-    "a watermark may go down": OneLine(STORE, decide, "_decide_ack", "read_seq > member.read_seq and", "read_seq and"),
+    "a watermark may go down": OneLine(
+        STORE, decide, "_decide_ack", "reads, delivers = read_seq > member.read_seq,", "reads, delivers = read_seq > 0,"
+    ),
     "sending reads up to the head": OneLine(
         STORE, decide, "_accept", "min(command.seen_seq, state.head_seq)", "state.head_seq - 1"
     ),
