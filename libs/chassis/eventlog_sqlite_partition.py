@@ -22,7 +22,9 @@ _RECORD_OVERHEAD_BYTES: Final = 200  # the objects around a record's bytes
 # One row's bounds. Readers decode whole rows, so a row should not be much more than a poll wants.
 _ROW_RECORDS: Final = 512
 _ROW_BYTES: Final = 1 << 20
-_PAGE_BYTES: Final = 4 << 10  # SQLite's: what a row costs, if it is large
+# A row costs as much as so many of the tables', each of so many bytes. A large one so goes by way of the writer's thread: the loop
+# is then idle for a moment, which the tables' writer needs to win the interpreter's lock, or it falls behind and all wait for it.
+_TABLES_ROW_BYTES: Final = 256
 
 _READ_BYTES: Final = 4 << 20  # what one read from the disk brings at most, whatever number of records was asked for
 _TRIM_ROWS: Final = 500  # rows deleted in one transaction: a few milliseconds in which appends wait
@@ -115,8 +117,8 @@ class LogPartition:
 
         if self._write_behind is None:
             execute = partial(_insert, self._insert, rows)
-            pages = sum(1 + len(packed) // _PAGE_BYTES for _, _, _, packed in rows)
-            await self._database.write(execute, committed=show, rows=pages, single=len(batches) == 1)
+            cost = sum(1 + len(packed) // _TABLES_ROW_BYTES for _, _, _, packed in rows)
+            await self._database.write(execute, committed=show, rows=cost, single=len(batches) == 1)
         else:
             self._write_behind.check()
             self._unwritten += rows
