@@ -119,19 +119,24 @@ async def test_of_few_buckets_pages_are_full_and_end():
         assert seen == expected
 
 
+async def told_while_others_write(world: World, digests: list[int]) -> list[str]:
+    """Turn all pages; before each further one something happens in a conversation that was not told yet."""
+    seen, token = await world.page(digests, "")
+    now_ms = T0 + 1_000_000
+    while token:
+        for peer in PEERS:
+            if direct_conversation_id("alice", peer) not in seen:
+                await world.write(peer, now_ms := now_ms + 1000)
+                break
+        more, token = await world.page(digests, token)
+        seen += more
+    return seen
+
+
 async def test_a_new_device_misses_nothing_whatever_happens_between_two_pages():
     """Also what becomes the latest after the latest were told."""
     async with open_world() as world:
-        seen, token = await world.page([], "")
-        now_ms = T0 + 1_000_000
-        while token:
-            for peer in PEERS:
-                if direct_conversation_id("alice", peer) not in seen:
-                    await world.write(peer, now_ms := now_ms + 1000)
-                    break
-            more, token = await world.page([], token)
-            seen += more
-        assert sorted(seen) == sorted(ALL)
+        assert sorted(await told_while_others_write(world, [])) == sorted(ALL)
 
 
 async def test_what_differs_is_told_whatever_happens_between_two_pages():
@@ -141,17 +146,7 @@ async def test_what_differs_is_told_whatever_happens_between_two_pages():
     row says.
     """
     async with open_world() as world:
-        digests = [0] * BUCKET_COUNT
-        seen, token = await world.page(digests, "")
-        now_ms = T0 + 1_000_000
-        while token:
-            for peer in PEERS:
-                if direct_conversation_id("alice", peer) not in seen:
-                    await world.write(peer, now_ms := now_ms + 1000)
-                    break
-            more, token = await world.page(digests, token)
-            seen += more
-        assert sorted(seen) == sorted(ALL)
+        assert sorted(await told_while_others_write(world, [0] * BUCKET_COUNT)) == sorted(ALL)
 
 
 async def test_last_events_come_in_a_few_reads_however_many_conversations_there_are():
