@@ -41,12 +41,16 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # click's signature
         return list(COMMANDS)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        # Only servers: simulation looks into the modules, and the others don't need them. Nor does --help, which gets all commands.
+        if args[0] in ("up", "serve"):
+            serve_compiled(Path(__file__).parents[2])
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # likewise
         if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name]
-        if cmd_name in ("up", "serve"):  # only servers: simulation looks into the modules, and the others don't need them
-            serve_compiled(Path(__file__).parents[2])
         command = getattr(importlib.import_module(f"parley_cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command

@@ -83,6 +83,16 @@ def test_services_of_a_cluster_run_on_it(form, module, arguments, wanted):
     assert form_of(wanted, module, *arguments, PARLEY_COMPILED="0") == "sources"
 
 
+@pytest.mark.usefixtures("form")
+def test_the_command_explains_itself_on_it():
+    environ = {name: value for name, value in os.environ.items() if name != "PARLEY_COMPILED"}
+    command = [sys.executable, "-m", "parley_cli", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Commands:" in done.stdout
+    assert done.stderr == ""
+
+
 def test_what_chaos_breaks_runs_on_its_sources(form):
     assert form_of("services.store.decide", "parley_chaos.service", CHAOS_ROLE="store") == "sources"
 

@@ -106,6 +106,19 @@ def test_every_command_explains_itself(name: str) -> None:
     assert f"Usage: main {name} " in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked"), [(["--help"], 0), ([], 0), (["token", "--help"], 0), (["up", "--help"], 1), (["serve", "--help"], 1)]
+)
+def test_only_a_server_asks_for_the_compiled_form_and_once(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], asked: int
+) -> None:
+    roots: list[Path] = []
+    monkeypatch.setattr("parley_cli.__main__.serve_compiled", roots.append)
+    result = run(*arguments)
+    assert "Usage: main" in result.output
+    assert len(roots) == asked
+
+
 def test_an_unknown_command_is_refused() -> None:
     assert run("nonsense").exit_code == 2
 
