@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from parley_cli.bench_messages import DEVICE, MessageLoad, Tally, connect_load
 from parley_cli.bench_meter import ProcessMeter
 from parley_cli.bench_report import progress, slope
-from parley_cli.bench_stream import Fleet, open_fleet
+from parley_cli.bench_stream import open_fleet
 from parley_cli.bench_target import Target
 from parley_cli.failures import CommandError
 
@@ -63,9 +63,8 @@ async def measure_soak(target: Target, load: SoakLoad) -> dict[str, Any]:
         await running.end()
         verdict = await running.verdict()
     if load.connections:
-        async with open_fleet(target.address, target.token_for) as fleet:
-            progress(f"{load.connections} connects and disconnects")
-            series = await _cycle(target, fleet, target.meter, load.connections)
+        progress(f"{load.connections} connects and disconnects")
+        series = await _cycle(target, target.meter, load.connections)
         result |= {"connections": load.connections, "rss_mb_over_connections": _shown(series)}
         result["kb_per_1000_connections"] = _rise(series, 1000)
     rises = []
@@ -83,13 +82,14 @@ async def _sample(series: Series, meter: ProcessMeter, tally: Tally) -> None:
         await asyncio.sleep(_SAMPLE_SECONDS)
 
 
-async def _cycle(target: Target, fleet: Fleet, meter: ProcessMeter, count: int) -> Series:
-    """Have new devices of ever new users come and go; return the memory after each turn."""
+async def _cycle(target: Target, meter: ProcessMeter, count: int) -> Series:
+    """Have new devices of ever new users come, each by a connection of its own, and go; return the memory after each turn."""
     series: Series = [(0, meter.rss_kb())]
     told = time.monotonic()
     for done in range(0, count, _CYCLE):
         users = [target.user("c", index) for index in range(done, min(done + _CYCLE, count))]
-        await fleet.disconnect(await fleet.connect(users, DEVICE))
+        async with open_fleet(target.address, target.token_for, channel_count=len(users)) as fleet:
+            await fleet.disconnect(await fleet.connect(users, DEVICE))
         series.append((done + len(users), meter.rss_kb()))
         if time.monotonic() - told > _REPORT_SECONDS:
             told = time.monotonic()

@@ -5,7 +5,6 @@ mean the same slot to all of them.
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Final
 
 from xxhash import xxh64_intdigest
@@ -16,9 +15,9 @@ SLOT_PREFIX: Final = "slots/"  # of the locks' keys
 DRAINING_PREFIX: Final = SLOT_PREFIX + "draining/"  # a gateway that wants to own none locks its own name here
 
 
-@lru_cache(maxsize=65_536)  # asked for each recipient of each message: a look costs a tenth of the hash; ~150 bytes an entry
 def slot_of(user_id: str, slot_count: int = SLOT_COUNT) -> int:
     """Return a user's slot."""
+    # Not remembered: that would save 0.04 of 0.1 us, and keep 0.2 kB of each user who was ever here.
     return xxh64_intdigest(user_id.encode()) % slot_count
 
 

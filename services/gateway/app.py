@@ -205,7 +205,7 @@ async def open_gateway(
             settings, instance_id, verifier=verifier, streams=streams, directory=directory, slots=slots, writer=writer, rates=rates,
             store_channel=store_channel, router_channel=router_channel, clock=clock, metrics=counted, rng=rng,
         )  # fmt: skip
-        tasks.spawn(_sweep(settings, streams, writer, verifier, checks, clock), name="sweep")
+        tasks.spawn(_sweep(settings, streams, writer, verifier, rates, checks, clock), name="sweep")
         backoff = Backoff(_FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, rng)
         grace = Grace(slots, directory, log, settings.offline_grace_seconds, clock, backoff)
         tasks.spawn(grace.run(), name="grace")
@@ -235,12 +235,19 @@ async def open_gateway(
 
 
 async def _sweep(
-    settings: GatewaySettings, streams: Streams, writer: LogWriter, verifier: TokenVerifier, checks: DigestChecks, clock: Clock
+    settings: GatewaySettings,
+    streams: Streams,
+    writer: LogWriter,
+    verifier: TokenVerifier,
+    rates: DeviceRates,
+    checks: DigestChecks,
+    clock: Clock,
 ) -> None:
     interval = min(settings.heartbeat_seconds, settings.hello_seconds, settings.write_seconds) / _SWEEPS_PER_LIMIT
     while True:
         await asyncio.sleep(interval)
         verifier.refresh()
+        rates.forget_full(clock.monotonic())
         writer.close_stalled(clock.monotonic())
         await streams.sweep(clock.monotonic(), clock.wall_ms(), checks.ask)
 

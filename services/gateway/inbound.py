@@ -107,9 +107,7 @@ class Inbound:
     def _take_commands(
         self, session: Session, commands: Sequence[RawCommand], first_number: int, now: float
     ) -> tuple[float, Lane | None]:
-        bucket = session.bucket
-        if bucket is None:
-            bucket = session.bucket = self._rates.bucket_of(session.user_id, session.device_id)
+        bucket = self._rates.bucket_of(session.user_id, session.device_id, now)
         # While something is held commands pay one by one: a held one must not take the token that the one it waits for needs.
         pause = 0.0 if session.holds else bucket.take(now, len(commands))
         granted = not session.holds and pause == 0.0

@@ -34,7 +34,6 @@ class Session:
         "_waker",
         "asked",
         "bad_frames",
-        "bucket",
         "chatter",
         "check_at",
         "closed",
@@ -72,7 +71,6 @@ class Session:
         self.goodbye_reason: GoAwayReason.ValueType = GoAwayReason.GO_AWAY_REASON_UNSPECIFIED  # unspecified: none said
         self.writing_since = math.inf  # monotonic; infinite: no write in flight
         self.bad_frames = 0
-        self.bucket: TokenBucket | None = None
         self.chatter: TokenBucket | None = None
         self.holds: dict[str, int] | None = None
         self._max_fields = max_fields

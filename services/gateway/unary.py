@@ -179,7 +179,8 @@ class Calls:
 
     def _take_turn(self, user_id: str, device_id: str, turns: int = 1) -> None:
         """Count a call against its device's rate; reads with a token that pins no device share one of their user's."""
-        if wait := self._rates.bucket_of(user_id, device_id).take(self._clock.monotonic(), turns):
+        now = self._clock.monotonic()
+        if wait := self._rates.bucket_of(user_id, device_id, now).take(now, turns):
             self._metrics.commands_rate_limited.inc()
             raise refused("RATE_LIMITED", wait)
 

@@ -1,32 +1,68 @@
 """Whose rate a command counts against."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from chassis.rate import TokenBucket
 from services.gateway import rates
 from services.gateway.rates import DeviceRates
 
 
 def test_each_device_has_one_bucket_however_often_it_comes():
     devices = DeviceRates(1.0, 5)
-    assert devices.bucket_of("alice", "phone").take(0.0, 5) == 0.0
-    assert devices.bucket_of("alice", "phone").take(0.0) > 0.0
-    assert devices.bucket_of("alice", "laptop").take(0.0, 5) == 0.0
-    assert devices.bucket_of("bob", "phone").take(0.0, 5) == 0.0
+    assert devices.bucket_of("alice", "phone", 0.0).take(0.0, 5) == 0.0
+    assert devices.bucket_of("alice", "phone", 0.0).take(0.0) > 0.0
+    assert devices.bucket_of("alice", "laptop", 0.0).take(0.0, 5) == 0.0
+    assert devices.bucket_of("bob", "phone", 0.0).take(0.0, 5) == 0.0
 
 
 def test_devices_without_number_give_a_user_no_rate_without_bound():
     devices = DeviceRates(1.0, 5)
-    granted = sum(devices.bucket_of("mallory", f"d{number}").take(0.0, 5) == 0.0 for number in range(1000))
+    granted = sum(devices.bucket_of("mallory", f"d{number}", 0.0).take(0.0, 5) == 0.0 for number in range(1000))
     assert granted == 33
-    assert devices.bucket_of("mallory", "d0") is not devices.bucket_of("mallory", "d1")
-    assert devices.bucket_of("alice", "phone").take(0.0, 5) == 0.0
+    assert devices.bucket_of("mallory", "d0", 0.0) is not devices.bucket_of("mallory", "d1", 0.0)
+    assert devices.bucket_of("alice", "phone", 0.0).take(0.0, 5) == 0.0
 
 
 def test_memory_is_bounded_and_who_came_last_is_remembered(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rates, "_MAX_BUCKETS", 100)
     devices = DeviceRates(1.0, 5)
-    kept = devices.bucket_of("alice", "phone")
+    kept = devices.bucket_of("alice", "phone", 0.0)
     for number in range(1000):
-        devices.bucket_of(f"u{number % 70}", f"d{number}")
-        assert devices.bucket_of("alice", "phone") is kept
-        assert sum(map(len, devices._users.values())) == devices._count <= 100
+        devices.bucket_of(f"u{number % 70}", f"d{number}", 0.0)
+        assert devices.bucket_of("alice", "phone", 0.0) is kept
+        held = [*devices._users.values(), *devices._earlier.values()]
+        assert sum(map(len, held)) <= 100
+        assert devices.user_count == len(held)
+        assert devices._count == sum(map(len, devices._users.values()))
+
+
+def test_what_is_forgotten_is_full_and_what_is_full_is_forgotten():
+    devices = DeviceRates(2.0, 10)
+    devices.forget_full(100.0)
+    devices.bucket_of("alice", "phone", 100.0).take(100.0, 10)
+    devices.forget_full(104.9)
+    devices.forget_full(105.0)  # bob comes after this turn
+    bob = devices.bucket_of("bob", "phone", 105.0)
+    devices.forget_full(109.9)
+    assert devices.user_count == 2
+    devices.forget_full(110.0)
+    assert devices.user_count == 1
+    assert devices.bucket_of("bob", "phone", 110.0) is bob
+    devices.forget_full(120.0)
+    devices.forget_full(130.0)
+    assert devices.user_count == 0
+
+
+@given(st.lists(st.tuples(st.floats(0, 4), st.integers(0, 3), st.integers(1, 5)), max_size=80), st.integers(4, 100))
+def test_forgetting_grants_nobody_more_than_one_bucket_would(steps, most):
+    """However often full ones are forgotten; only beyond the bound (not reached here) somebody gains."""
+    devices, buckets, now = DeviceRates(3.0, 5), [TokenBucket(3.0, 5) for _ in range(4)], 0.0
+    for count, (pause, user, n) in enumerate(steps):
+        now += pause
+        if count % most == 0:
+            devices.forget_full(now)
+        granted = devices.bucket_of(f"u{user}", "phone", now).take(now, n) == 0.0
+        assert not granted or buckets[user].take(now + 1e-6, n) == 0.0
+        devices.forget_full(now)
