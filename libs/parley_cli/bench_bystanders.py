@@ -6,6 +6,7 @@ lines on its stdin, and answers each with one of JSON.
 
 import asyncio
 import json
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from parley_cli.bench_report import percentiles_ms
 from parley_cli.bench_stream import open_fleet
 from parley_cli.bench_target import Target, target_of
 from parley_cli.failures import CommandError
+from parley_cluster.spawn import PIPE, Spawned, spawn
 
 # Enough messages to see a stall of 50 ms.
 LOAD = MessageLoad(pairs=10, window=1, seconds=0.0, rate=100.0)
@@ -29,7 +31,7 @@ _OFFER_SECONDS = 300.0  # longer than any benchmark that they look on
 class Bystanders:
     """The process, as whoever opened it sees it; made by `open_bystanders`."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: Spawned) -> None:
         self._process = process
 
     async def begin_window(self) -> None:
@@ -53,12 +55,10 @@ class Bystanders:
         await self._answer()
 
     async def _ask(self, order: str) -> Any:
-        assert self._process.stdin
-        self._process.stdin.write(f"{order}\n".encode())
+        self._process.tell(order)
         return await self._answer()
 
     async def _answer(self) -> Any:
-        assert self._process.stdout
         line = await self._process.stdout.readline()
         if not line:
             raise CommandError("the process of those who look on ended")  # it has said why on stderr
@@ -69,15 +69,13 @@ class Bystanders:
 async def open_bystanders(target: Target) -> AsyncIterator[Bystanders]:
     """Start them and wait until they chat; on leaving they are gone."""
     command = (sys.executable, "-m", "parley_cli.bench_bystanders", target.address, str(target.data_dir))
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 20, start_new_session=True)
+    process = await spawn(command, stdin=PIPE)
     try:
         bystanders = Bystanders(process)
         await bystanders.wait_ready()
         yield bystanders
     finally:
-        if process.returncode is None:
-            process.kill()
+        process.signal(signal.SIGKILL)
         await process.wait()
 
 

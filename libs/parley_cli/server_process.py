@@ -7,7 +7,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +16,9 @@ import uvloop
 
 from chassis.embedded import LOCK_FILE
 from parley_cli.failures import CommandError
+from parley_cluster.spawn import STDOUT, Spawned, spawn
 
 T = TypeVar("T")
-
-# gRPC would guard each fork, and say on stderr that it can't while calls are under way; ours is followed by exec at once.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 READY_SECONDS = 30.0  # ready takes < 3 s; the rest is for a machine that does other things
 STOP_SECONDS = 10.0  # a drain takes < 5 s
@@ -31,7 +29,7 @@ _KEPT_LINES = 30  # of the server's output, for the message when it fails
 class ServerProcess:
     """A running `parley up`."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: Spawned) -> None:
         self._process = process
         self._ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._lines: deque[bytes] = deque(maxlen=_KEPT_LINES)
@@ -51,29 +49,24 @@ class ServerProcess:
 
     async def kill(self) -> None:
         """End it as a power cut would: SIGKILL, no drain, nothing flushed."""
-        if self._process.returncode is None:
-            self._process.kill()
+        self._process.signal(signal.SIGKILL)
         await self._process.wait()
         await self._output
 
     async def stop(self) -> None:
         """Ask it to drain and wait. Raises CommandError if it does not end well in time (it is killed then)."""
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
-            except TimeoutError:
-                await self.kill()
-                raise CommandError(f"the server did not stop within {STOP_SECONDS:.0f} s{self.last_words()}") from None
+        self._process.signal(signal.SIGTERM)
+        try:
+            code = await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            await self.kill()
+            raise CommandError(f"the server did not stop within {STOP_SECONDS:.0f} s{self.last_words()}") from None
         await self._output
-        if self._process.returncode != 0:
-            raise CommandError(f"the server ended with exit code {self._process.returncode}{self.last_words()}")
+        if code != 0:
+            raise CommandError(f"the server ended with exit code {code}{self.last_words()}")
 
     async def _read_output(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
-        async for line in stream:
+        async for line in self._process.stdout:
             self._lines.append(line)
             if not self._ready.done() and (found := _READY.search(line)):
                 self._ready.set_result(found[1].decode())
@@ -86,18 +79,9 @@ class ServerProcess:
 async def open_server_process(
     data_dir: Path, *, listen: str = "127.0.0.1:0", environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[ServerProcess, str]]:
-    """Start `parley up` and yield it with its address once it is ready; on leaving, whatever happened, it is gone.
-
-    It gets a session of its own: Ctrl-C in the terminal reaches only us, and we end it in order.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "parley_cli", "up", "--listen", listen, "--data", str(data_dir)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=os.environ | dict(environ or {}),
-        start_new_session=True,
-    )
+    """Start `parley up` and yield it with its address once it is ready; on leaving, whatever happened, it is gone."""
+    command = (sys.executable, "-m", "parley_cli", "up", "--listen", listen, "--data", str(data_dir))
+    process = await spawn(command, environ=os.environ | dict(environ or {}), stderr=STDOUT)
     server = ServerProcess(process)
     try:
         yield server, await server.wait_ready()
@@ -105,7 +89,7 @@ async def open_server_process(
         await asyncio.shield(server.kill())
         raise
     else:
-        if process.returncode is None:
+        if process.code is None:
             await server.stop()
     finally:
         await server.kill()

@@ -8,18 +8,19 @@ import asyncio
 import os
 import re
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import structlog
 
 from chassis.service import EXIT_UNUSABLE, STOP_SECONDS
-from parley_engines import leash
+from parley_cluster.spawn import PIPE, spawn
+from parley_engines.leash import on_leash
 
 READY_SECONDS: Final = 90.0  # to be ready for the first time; engines are there, so it takes seconds
 KILL_SECONDS: Final = STOP_SECONDS + 5.0  # a process ends by itself sooner, or hangs as a whole
@@ -157,20 +158,12 @@ class Supervisor:
         spec = child.spec
         child.ready.clear()
         pinned = {spec.pins[name]: address for name, address in child.addresses.items() if name in spec.pins}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", leash.__file__, str(os.getpid()), os.getcwd(), *spec.command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**spec.environ, **pinned},
-            start_new_session=True,  # Ctrl-C in the terminal is ours alone: we end them in order
-        )
+        process = await spawn(on_leash(spec.command, Path.cwd()), environ={**spec.environ, **pinned}, stderr=PIPE)
         child.pid = process.pid
         child.starts += 1
         self._changed()
         if child.stopping:
             _signal(child, signal.SIGKILL)  # it was told to stop while it was being born
-        assert process.stdout is not None
         assert process.stderr is not None
         try:
             await asyncio.gather(

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from parley_engines.errors import EngineError
+from parley_engines.leash import on_leash
 
-_LEASH: Final = Path(__file__).with_name("leash.py")
 _REAP_SECONDS: Final = 0.002  # threads of a process that ends follow each other within milliseconds
 _POLL_SECONDS: Final = 0.1  # where the system has no event for the end of a process that is not one's child
 
@@ -30,7 +30,7 @@ def start(command: Sequence[str], folder: Path, environ: Mapping[str, str], outp
 
     `leashed`: it is killed when the calling thread ends (see `leash`).
     """
-    leash = [sys.executable, "-I", str(_LEASH), str(os.getpid() if leashed else 0), str(folder), *command]
+    leash = on_leash(command, folder, leashed=leashed)
     # Not subprocess: its objects complain when they are forgotten, and to outlive us is the point here.
     pid = os.posix_spawn(
         leash[0],

@@ -1,10 +1,8 @@
 """The programs that native engines need: found, judged by version, and run with their progress shown."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,10 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from parley_engines.errors import EngineError
+from parley_engines.leash import on_leash
 
 _KEPT_LINES: Final = 15  # of a program's output, for the message when it fails
 _TELL_SECONDS: Final = 2.0  # between two lines of progress
-_LEASH: Final = Path(__file__).with_name("leash.py")
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def run_tool(
 
     It ends with us, however we end: an interrupted build leaves nobody writing into folders that the next one deletes.
     """
-    leash = [sys.executable, "-I", str(_LEASH), str(os.getpid()), str(folder), *command]
+    leash = on_leash(command, folder)
     kept: deque[str] = deque(maxlen=_KEPT_LINES)
     told = time.monotonic()
     with subprocess.Popen(

@@ -160,6 +160,31 @@ def test_processes_end_with_a_supervisor_that_is_killed() -> None:
     assert wait_ended(process, 10)
 
 
+FORKED = """
+import asyncio, ctypes, os, sys
+import uvloop
+from parley_cluster.supervisor import Spec, open_supervisor
+
+os.register_at_fork(after_in_child=os.abort)
+if sys.platform == "linux":  # what pthread_atfork is there
+    libc = ctypes.CDLL(None)
+    libc.__register_atfork(None, None, libc.abort, None)
+
+async def main():
+    command = [sys.executable, "-c", "print('x is ready on h:1', flush=True)"]
+    async with open_supervisor(lambda *_: None, lambda: None) as supervisor:
+        await supervisor.start([Spec("a", "x", command, dict(os.environ))])
+
+uvloop.run(main())
+"""
+
+
+def test_nothing_of_the_supervisor_runs_in_a_child() -> None:
+    """Handlers in forked children, Python's and the libraries', were what died of SIGSEGV beside gRPC's threads."""
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_state_file_is_read_as_written(tmp_path: Path) -> None:
     assert read_state(tmp_path) == []
     processes = [RunningProcess("gateway-1", "gateway", 7, False, {"": "127.0.0.1:7080"}), RunningProcess("kafka", "kafka", 8)]
