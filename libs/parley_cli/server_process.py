@@ -16,7 +16,7 @@ import uvloop
 
 from chassis.embedded import LOCK_FILE
 from parley_cli.failures import CommandError
-from parley_cluster.spawn import STDOUT, Spawned, spawn
+from parley_cluster.spawn import PIPE, STDOUT, Spawned, spawn
 
 T = TypeVar("T")
 
@@ -79,9 +79,12 @@ class ServerProcess:
 async def open_server_process(
     data_dir: Path, *, listen: str = "127.0.0.1:0", environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[ServerProcess, str]]:
-    """Start `parley up` and yield it with its address once it is ready; on leaving, whatever happened, it is gone."""
-    command = (sys.executable, "-m", "parley_cli", "up", "--listen", listen, "--data", str(data_dir))
-    process = await spawn(command, environ=os.environ | dict(environ or {}), stderr=STDOUT)
+    """Start `parley up` and yield it with its address once it is ready; on leaving, whatever happened, it is gone.
+
+    Should we be killed, it ends by itself: nobody holds its stdin any more.
+    """
+    command = (sys.executable, "-m", "parley_cli", "up", "--listen", listen, "--data", str(data_dir), "--until-stdin-ends")
+    process = await spawn(command, environ=os.environ | dict(environ or {}), stdin=PIPE, stderr=STDOUT)
     server = ServerProcess(process)
     try:
         yield server, await server.wait_ready()

@@ -13,7 +13,7 @@ import click
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from chassis.addresses import is_loopback
-from chassis.app import Stop, allow_open_files, prefer_throughput, run
+from chassis.app import Stop, allow_open_files, is_pipe, prefer_throughput, run
 from chassis.certificates import TlsError
 from chassis.config import ConfigError, load_all_settings
 from chassis.embedded import DataFolderError
@@ -60,6 +60,7 @@ _COUNT = click.IntRange(1, 32)
 @click.option("--tls-key", metavar="FILE", help="Its private key (PEM).")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.  [default: warning]")
 @click.option("--log-json", is_flag=True, help="Log JSON lines.")
+@click.option("--until-stdin-ends", is_flag=True, help="End as by Ctrl-C when stdin, a pipe, does: with whoever holds it.")
 @click.option("--distributed", is_flag=True, help="A process a service, on Kafka, ScyllaDB and Consul, which are started, too.")
 @click.option("--gateways", type=_COUNT, default=2, show_default=True, help="Gateway processes, with --distributed.")
 @click.option("--stores", type=_COUNT, default=1, show_default=True, help="Store processes, with --distributed.")
@@ -74,6 +75,7 @@ _COUNT = click.IntRange(1, 32)
 def up(
     data_dir: Path,
     log_json: bool,
+    until_stdin_ends: bool,
     distributed: bool,
     gateways: int,
     stores: int,
@@ -100,20 +102,25 @@ def up(
         "log_level": "PARLEY_LOG_LEVEL",
     }
     environ = dict(os.environ) | {names[flag]: value for flag, value in flags.items() if value is not None}
+    if until_stdin_ends and not is_pipe(sys.stdin.fileno()):
+        raise SetupError("--until-stdin-ends needs a pipe as stdin.")
     if log_json:
         environ["PARLEY_LOG_JSON"] = "true"
     if distributed:
         from parley_cli.up_distributed import run_distributed  # what embedded servers need not load
 
         counts = {"gateways": gateways, "stores": stores, "routers": routers}
-        run_distributed(data_dir.absolute(), engines_dir, environ, **counts)
+        run_distributed(data_dir.absolute(), engines_dir, environ, until_stdin_ends=until_stdin_ends, **counts)
         return
     settings, gateway_settings = read_settings(environ)
     configure_logging(json=settings.log_json, level=settings.log_level)
     prefer_throughput()
     allow_open_files()
     try:
-        run(lambda stop: serve(stop, settings, EmbeddedSettings(gateway=gateway_settings), data_dir))
+        run(
+            lambda stop: serve(stop, settings, EmbeddedSettings(gateway=gateway_settings), data_dir),
+            until_stdin_ends=until_stdin_ends,
+        )
     except _UNUSABLE as error:
         raise SetupError(f"{error}.") from error
 

@@ -38,7 +38,14 @@ SETTINGS: tuple[type[BaseSettings], ...] = (
 
 
 def run_distributed(
-    data_dir: Path, engines_dir: Path | None, environ: Mapping[str, str], *, gateways: int, stores: int, routers: int
+    data_dir: Path,
+    engines_dir: Path | None,
+    environ: Mapping[str, str],
+    *,
+    gateways: int,
+    stores: int,
+    routers: int,
+    until_stdin_ends: bool,
 ) -> None:
     """Run a cluster until told to stop; `environ` has the settings. Raises SetupError, CommandError."""
     environ = dict(environ)
@@ -70,7 +77,7 @@ def run_distributed(
                     await first_of(stop.wait(), cluster.supervisor.wait_failed())
                     click.echo("stopping")
 
-            run(serve)
+            run(serve, until_stdin_ends=until_stdin_ends)
     except (CertificateFilesError, DataFolderError, KeyFileError, ProcessFailedError) as error:
         raise SetupError(f"{error}.") from error
     except OSError as error:

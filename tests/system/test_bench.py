@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from parley_process import Parley, Server, run
 
+from parley_cli.server_process import pid_of_server
+from parley_engines.processes import identify, wait_ended
+
 CONTRACT = {"acked", "stored", "lost", "duplicated", "misordered", "invented", "corrupted", "gaps", "unanswered", "rejected"}
 BROKEN = ("lost", "duplicated", "misordered", "invented", "corrupted", "gaps", "disagreeing", "leaked", "contradicted")
 LATENCY = {"p50", "p99", "p999", "max"}
@@ -123,6 +126,22 @@ def test_ctrl_c_ends_the_server_and_removes_its_folder(scratch: Path) -> None:
     for pid in children:
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
+
+
+def test_a_server_whose_benchmark_is_killed_ends_in_order(scratch: Path) -> None:
+    data = scratch / "data"
+    arguments = ("bench", "messages", "--pairs", "2", "--seconds", "60", "--data", str(data))
+    with Parley(*arguments, home=scratch.parent) as running:
+        running.stderr.expect("of measuring")
+        pid = pid_of_server(data)
+        assert pid is not None
+        server = identify(pid)
+        assert server is not None
+        assert list(data.glob("*-wal")), "it is at work"
+        running.signal(signal.SIGKILL)
+        running.wait()
+    assert wait_ended(server, 10)
+    assert not list(data.glob("*-wal")), "its databases were closed"
 
 
 def test_a_server_without_its_data_folder_is_one_clear_line(tmp_path: Path) -> None:

@@ -115,3 +115,33 @@ def test_logs_for_a_person_are_text_with_tracebacks(start):
     assert "hidden" not in errors
     assert errors.count("ZeroDivisionError: division by zero") == 2
     assert "secret-token" not in errors
+
+
+UNTIL_STDIN_ENDS = """
+import asyncio, sys
+from chassis.app import run
+
+async def main(stop):
+    print("running", flush=True)
+    await stop.wait()
+    print("draining", flush=True)
+    print("draining", file=sys.stderr)
+    open({file!r}, "w").write("drained")
+
+run(main, until_stdin_ends=True)
+"""
+
+
+def test_a_process_ends_with_whoever_held_its_stdin_though_nobody_hears_it(tmp_path):
+    file = tmp_path / "file"
+    started = [sys.executable, "-c", UNTIL_STDIN_ENDS.format(file=str(file))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(started, **pipes, text=True) as process:
+        expect(process, "running")
+        process.stdin.write("a word is no end\n")
+        process.stdin.flush()
+        process.stdout.close()
+        process.stderr.close()
+        process.stdin.close()
+        assert process.wait(10) == 0
+    assert file.read_text() == "drained"
