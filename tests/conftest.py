@@ -49,7 +49,9 @@ ASYNC_TEST_SECONDS = 60  # far beyond any that works: a wait that never ends fai
 THREAD_END_SECONDS = 5  # for a thread that was told to end; one that was not is reported after this long
 
 SHARED = ("repository", "unit", "contracts", "simulation")  # run on all cores: their tests need little beside CPU
+FEW = 50  # so few tests are over before a worker pays
 ONLY_HERE = {"runs", "fates"}  # fixtures that workers do not have: what the simulation's pool computes
+READY_FIRST = ("consul", "kafka", "scylladb")  # engines by how long they take to start
 # What whoever changes the code waits for: seconds from the first test of these tiers to the end of the last, on two cores that
 # have nothing else to do.
 GOALS = {("unit", "contracts"): 30, ("unit", "contracts", "simulation"): 90}
@@ -71,7 +73,7 @@ def tier_of(path: Path) -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     # Elsewhere than on Linux, libraries of the system do not survive a fork.
-    count = len(os.sched_getaffinity(0)) - 1 if sys.platform == "linux" else 0
+    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
     parser.addoption(
         "--workers", type=int, default=count, help="processes beside pytest's own for the first tiers (tests/workers.py)"
     )
@@ -85,11 +87,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (order.index(tier) if (tier := tier_of(item.path)) in order else len(order), waits(item)))
 
 
-def waits(item: pytest.Item) -> bool:
-    """Tell whether a test waits for what began with the run, so that within the first tiers it comes after all others."""
+def waits(item: pytest.Item) -> int:
+    """Tell whether, and how long, a test waits for what began with the run: in the first tiers those that wait come last."""
     if tier_of(item.path) not in SHARED:
-        return False
-    return item.get_closest_marker("engines") is not None or not ONLY_HERE.isdisjoint(getattr(item, "fixturenames", ()))
+        return 0
+    needed = [READY_FIRST.index(name) for mark in item.iter_markers("engines") for name in mark.args if name in READY_FIRST]
+    return 1 + max(needed, default=-1) + (not ONLY_HERE.isdisjoint(getattr(item, "fixturenames", ())))
 
 
 @pytest.hookimpl(tryfirst=True)  # others start threads
@@ -99,8 +102,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     provision(session)
     if option.workers and not (option.usepdb or option.trace or session.testsfailed):
-        workers.append(Workers(session.items, lambda item: tier_of(item.path) in SHARED and not waits(item)))
-        workers[0].fork(session, option.workers)
+        first = [item for item in session.items if tier_of(item.path) in SHARED]
+        shared = [item for item in first if not waits(item)]
+        if len(shared) >= FEW:
+            workers.append(Workers(shared, [item for item in first if waits(item)], session.items[len(first) :]))
+            workers[0].fork(session, option.workers)
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:

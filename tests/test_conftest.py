@@ -133,23 +133,22 @@ def test_without_the_tools_for_an_engine_its_tests_do_not_run_and_say_so(tmp_pat
 
 
 MANY = """
-import multiprocessing, os, signal, sys
+import multiprocessing, os, signal
 import pytest
 
-PYTEST = os.getpid()  # workers are forked after this
-both_are_at_work = multiprocessing.get_context("fork").Barrier(2)
+all_are_at_work = multiprocessing.get_context("fork").Barrier(3 if WITH_OWN else 2)
 met = []
 
 @pytest.mark.parametrize("number", range(100))
 def test_each(number, request):
     if not met:
-        met.append(both_are_at_work.wait(60))
+        met.append(all_are_at_work.wait(60))
     with open("ran", "a") as file:
-        print(number, os.getpid() == PYTEST, file=file)
+        print(number, multiprocessing.current_process().name, file=file)
     print("said by", number)
     if number in FAIL:
         pytest.fail("on purpose")
-    if DIE and os.getpid() != PYTEST:
+    if DIE and multiprocessing.current_process().name == "worker-1":
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -159,22 +158,39 @@ def ran(folder: Path) -> list[list[str]]:
 
 
 def test_workers_share_the_tests_and_all_is_reported_by_one(tmp_path):
-    output = run(tmp_path, "FAIL, DIE = {3, 97}, False" + MANY, "--workers=1")
+    output = run(tmp_path, "FAIL, DIE, WITH_OWN = {3, 97}, False, False" + MANY, "--workers=2")
     assert "2 failed, 98 passed" in output
     assert sorted(int(number) for number, _ in ran(tmp_path)) == list(range(100))
-    assert {by for _, by in ran(tmp_path)} == {"True", "False"}
+    assert {by for _, by in ran(tmp_path)} == {"worker-1", "worker-2"}
     assert output.count("said by ") == 2
     assert "said by 3\n" in output
     assert "repository    100 tests" in output
 
 
 def test_a_failure_ends_workers_too_if_it_is_to_end_the_run(tmp_path):
-    output = run(tmp_path, "FAIL, DIE = range(100), False" + MANY, "--workers=1", "-x")
+    output = run(tmp_path, "FAIL, DIE, WITH_OWN = range(100), False, False" + MANY, "--workers=2", "-x")
     assert re.search(r"stopping after \d failures", output), output
-    assert len(ran(tmp_path)) <= 3
+    assert len(ran(tmp_path)) <= 2  # each worker ends with its first
 
 
 def test_a_worker_that_dies_fails_the_run_and_its_test_is_named(tmp_path):
-    output = run(tmp_path, "FAIL, DIE = (), True" + MANY, "--workers=1")
+    output = run(tmp_path, "FAIL, DIE, WITH_OWN = (), True, False" + MANY, "--workers=2")
     assert re.search(r"2 tests have no result: worker-1 ended with -9 in test_it.py::test_each\[\d+\]", output), output
     assert "98 passed" in output
+
+
+OWN = """
+@pytest.fixture
+def runs():
+    return None
+
+def test_of_pytest_itself(runs):
+    all_are_at_work.wait(60)
+    assert multiprocessing.parent_process() is None
+"""
+
+
+def test_what_only_pytest_itself_can_run_does_not_wait_for_what_workers_run(tmp_path):
+    output = run(tmp_path, "FAIL, DIE, WITH_OWN = (), False, True" + MANY + OWN, "--workers=2")
+    assert "101 passed" in output
+    assert len(ran(tmp_path)) == 100

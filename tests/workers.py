@@ -1,23 +1,20 @@
 """Runs the tests of cheap tiers on all cores: workers, forked when all is collected, take the next test of one list.
 
-So does pytest itself, which alone runs, in its place among the others, what asks for something that only it has (engines, what the
-simulation's pool computes), and alone reports: workers tell it what they found. Not pytest-xdist: each of its workers imports and
-collects for itself, and would have engines and a pool of its own.
+Meanwhile pytest itself runs what asks for something that only it has (engines, what the simulation's pool computes), and so waits
+much. It alone reports: workers tell it what they found. Why not pytest-xdist: CONTRIBUTING.md.
 """
 
 import multiprocessing
-import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 import pytest
 
-FEW = 50  # so few tests are over before a worker pays
 CONTEXT = multiprocessing.get_context("fork")
 
 Result = tuple[str, tuple[str, int | None, str], list[dict[str, object]]]  # of a test: its id, its place, its reports
@@ -26,24 +23,20 @@ Result = tuple[str, tuple[str, int | None, str], list[dict[str, object]]]  # of 
 class Workers:
     """The workers of a run, and what is left for them and for pytest itself."""
 
-    def __init__(self, items: Iterable[pytest.Item], shared: Callable[[pytest.Item], bool]) -> None:
-        self._shared: list[tuple[int, pytest.Item]] = []
-        self._own: deque[tuple[int, pytest.Item]] = deque()
-        for at, item in enumerate(items):
-            (self._shared if shared(item) else self._own).append((at, item))
-        self._last = self._shared[-1][0] if self._shared else -1
+    def __init__(self, shared: Sequence[pytest.Item], beside: Sequence[pytest.Item], after: Sequence[pytest.Item]) -> None:
+        self._shared = shared
+        self._beside = beside  # what pytest itself runs meanwhile
+        self._after = after  # what it runs when all of that is reported
         self._next = CONTEXT.Value("i", 0)  # of the shared ones
-        self._without_result = {item.nodeid for _, item in self._shared}
-        self._is_past = False  # the next test is one after all that are shared
+        self._without_result = {item.nodeid for item in shared}
         self._processes: list[BaseProcess] = []
         self._listeners: list[threading.Thread] = []
-        self._told: SimpleQueue[Result] = SimpleQueue()
+        self._told: SimpleQueue[Result | None] = SimpleQueue()  # None: a worker has ended
+        self._working = 0  # workers whose end was not told yet
         self._at: dict[str, str] = {}  # the test that a worker is at
 
     def fork(self, session: pytest.Session, count: int) -> None:
-        """Begin so many, if there is enough for them to do. Called before anything starts a thread."""
-        if len(self._shared) < FEW:
-            return
+        """Begin so many. Called before anything starts a thread."""
         session.config._tmp_path_factory.getbasetemp()  # one for all
         session.config.pluginmanager.get_plugin("capturemanager").stop_global_capturing()  # its files would be shared
         ends: list[Connection] = []
@@ -58,32 +51,30 @@ class Workers:
         for process, end in zip(self._processes, ends, strict=True):
             self._listeners.append(threading.Thread(target=self._listen, args=(process.name, end), daemon=True))
             self._listeners[-1].start()
+        self._working = count
 
     def run(self, session: pytest.Session) -> None:
-        """Run what is left for pytest itself, and report what comes of all: of the shared ones before any after them begins."""
+        """Run what is left for pytest itself, and report what comes of all."""
         try:
-            run(session, self._take, lambda: self._report(session))
+            for at, (item, following) in enumerate(pairwise([*self._beside, *self._after, None])):
+                if at >= len(self._beside):
+                    self._gather(session)
+                assert item is not None
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                while not self._told.empty():
+                    self._report(session, self._told.get())
+                stop_if_asked(session)
             self._gather(session)
         finally:
             for process in self._processes:
                 process.terminate()  # those of a run that ends early: the others have ended
                 process.join()
 
-    def _take(self) -> pytest.Item | None:
-        """Return the next test for pytest itself, in the order of all."""
-        before = self._own[0][0] if self._own else sys.maxsize
-        if (item := self._take_shared(before)) is not None:
-            self._without_result.discard(item.nodeid)
-            return item
-        self._is_past = before > self._last
-        return self._own.popleft()[1] if self._own else None
-
     def _gather(self, session: pytest.Session) -> None:
-        """Wait for what workers are at, and report it. A test without a result fails the run: its worker came to no good end."""
-        for listener in self._listeners:
-            listener.join()
-        self._report_told(session)
-        stop_if_asked(session)
+        """Report what workers find, to their ends. A test without a result fails the run: its worker came to no good end."""
+        while self._working:
+            self._report(session, self._told.get())
+            stop_if_asked(session)
         if self._without_result:
             for process in self._processes:
                 process.join()
@@ -91,18 +82,12 @@ class Workers:
             session.shouldfail = f"{len(self._without_result)} tests have no result: {ends}"
             stop_if_asked(session)
 
-    def _report(self, session: pytest.Session) -> None:
-        if self._is_past:
-            self._gather(session)
-        else:
-            self._report_told(session)
-
-    def _take_shared(self, before: int = sys.maxsize) -> pytest.Item | None:
+    def _take_shared(self) -> pytest.Item | None:
         with self._next.get_lock():
-            if self._next.value == len(self._shared) or self._shared[self._next.value][0] > before:
+            if self._next.value == len(self._shared):
                 return None
             self._next.value += 1
-            return self._shared[self._next.value - 1][1]
+            return self._shared[self._next.value - 1]
 
     def _listen(self, name: str, end: Connection) -> None:
         with suppress(EOFError):
@@ -112,18 +97,20 @@ class Workers:
                     self._at[name] = told
                 else:
                     self._told.put(told)
+        self._told.put(None)
 
-    def _report_told(self, session: pytest.Session) -> None:
-        """Report what workers have found until now."""
+    def _report(self, session: pytest.Session, result: Result | None) -> None:
+        """Report what a worker has found."""
+        if result is None:
+            self._working -= 1
+            return
         hook = session.config.hook
-        with suppress(Empty):
-            while True:
-                nodeid, location, reports = self._told.get_nowait()
-                self._without_result.discard(nodeid)
-                hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
-                for data in reports:
-                    hook.pytest_runtest_logreport(report=hook.pytest_report_from_serializable(config=session.config, data=data))
-                hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
+        nodeid, location, reports = result
+        self._without_result.discard(nodeid)
+        hook.pytest_runtest_logstart(nodeid=nodeid, location=location)
+        for data in reports:
+            hook.pytest_runtest_logreport(report=hook.pytest_report_from_serializable(config=session.config, data=data))
+        hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
 
     def _work(self, session: pytest.Session, end: Connection) -> None:
         capture_again(session)
@@ -131,7 +118,12 @@ class Workers:
         plugins.unregister(name="terminalreporter")
         plugins.register(Teller(session.config, end))
         with suppress(KeyboardInterrupt, session.Failed, session.Interrupted):
-            run(session, self._take_shared, lambda: None)
+            item = self._take_shared()
+            while item is not None:
+                following = self._take_shared()  # one ahead: it says which fixtures go on
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                stop_if_asked(session)
+                item = following
 
 
 class Teller:
@@ -151,17 +143,6 @@ class Teller:
 
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         self._end.send((nodeid, location, self._reports))
-
-
-def run(session: pytest.Session, take: Callable[[], pytest.Item | None], after_each: Callable[[], None]) -> None:
-    """Run one test after the other, as pytest's own loop does. One ahead is taken: it says which fixtures go on."""
-    item = take()
-    while item is not None:
-        following = take()
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        after_each()
-        stop_if_asked(session)
-        item = following
 
 
 def stop_if_asked(session: pytest.Session) -> None:

@@ -2,7 +2,7 @@
 
 Both lie in the tables before anybody connects. What is asked of them is right, and costs what it costs in small ones: counted in
 rows that a page reads, for times say little on a shared machine. Those are logged (`--log-cli-level=INFO`), of a million events
-with `LARGE_EVENTS=1000000`.
+with `JDK_JAVA_OPTIONS= LARGE_EVENTS=1000000`.
 """
 
 import asyncio
