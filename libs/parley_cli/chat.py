@@ -57,7 +57,7 @@ def chat(user: str, peer: str | None, group: str | None, state_dir: Path | None,
     try:
         asyncio.run(_chat(connection, user, device, peer, group, state_dir))
     except StoreInUseError as error:
-        raise SetupError(f"{user} chats on device {device} already: name this one differently with --device.") from error
+        raise SetupError(f"{user} chats on device {device} already: name this one by --device.") from error
     except StoreMismatchError as error:
         raise SetupError(f"{error}: name another folder with --state.") from error
     except StoreError as error:

@@ -93,8 +93,8 @@ def parse_line(line: str) -> Line | None:
         return Say(line[1:])
     try:
         name, *arguments = shlex.split(line[1:]) or [""]
-    except ValueError as error:
-        raise NotUnderstoodError(f"{error}: close the quotes") from None
+    except ValueError:
+        raise NotUnderstoodError("the line ends within quotes or after a backslash: close the quotes") from None
     match name, arguments:
         case "to", [target]:
             return To(target)
@@ -117,7 +117,7 @@ def parse_line(line: str) -> Line | None:
         case (("quit" | "exit"), []):
             return Quit()
         case _:
-            raise NotUnderstoodError(f"{_usage(name)} (/help lists the commands; to send this line, type it with // in front)")
+            raise NotUnderstoodError(_usage(name))
 
 
 def is_group_id(target: str) -> bool:
@@ -128,10 +128,10 @@ def is_group_id(target: str) -> bool:
 def _users(names: list[str]) -> tuple[str, ...]:
     for name in names:
         if not is_app_id(name):
-            raise NotUnderstoodError(f"{name!r} can't be a user id: 1 to 128 printable ASCII characters without spaces")
+            raise NotUnderstoodError(f"{name!r} can't be a user id: printable ASCII without spaces")
     return tuple(names)
 
 
 def _usage(name: str) -> str:
     lines = [line.strip().split("   ")[0] for line in HELP.splitlines() if line.startswith(f"  /{name} ")]
-    return "usage: " + " or ".join(lines) if lines else f"there is no command /{name}"
+    return "usage: " + " or ".join(lines) if lines else f"there is no command /{name} (/help lists them; //{name} sends it)"

@@ -14,7 +14,7 @@ from parley.api.v1 import events_pb2
 from parley_cli import chat_commands
 from parley_cli.chat_outgoing import Outgoing
 from parley_cli.chat_screen import Pieces, Screen
-from parley_cli.rendering import describe, harmless, last_cause, one_line, role_name
+from parley_cli.rendering import describe, harmless, last_cause, member_line, one_line
 from parley_cli.ticks import SIGNS, WORDS, Tick, Ticks
 from parley_client import (
     CallError,
@@ -45,7 +45,7 @@ _STYLES = {Tick.SENT: "class:sent", Tick.DELIVERED: "class:delivered", Tick.READ
 _TURN_SECONDS = 0.3  # delivered is mostly followed by read at once: one line for both
 _STATUS_MESSAGES = 3  # own messages below the prompt
 _STATUS_CHARS = 24  # of each
-_AWAY = "can't ask the server now: it is away"
+_UNSAID, _AWAY = "nothing has been said here yet", "can't ask the server now: it is away"
 _HELD_QUIET_SECONDS = 10.0  # each message that waits is asked to, again and again: one line says it
 
 
@@ -64,8 +64,7 @@ class Chat:
         self._oldest_shown = 0
         self.lost = asyncio.Event()  # set while there is no connection, once the user was told
         self._outgoing = Outgoing(client, self.lost)
-        self._turning = False
-        self._quiet_until = 0.0
+        self._turning, self._quiet_until = False, 0.0
 
     # What surrounds the typing.
 
@@ -131,7 +130,7 @@ class Chat:
                     )
             case CommandRejected(request_id, error):
                 text = self._outgoing.settle(request_id)
-                self._error(f"not sent{f' “{one_line(text, 60)}”' if text else ''}: {error.detail}")
+                self._error(f"{f'not sent “{one_line(text, 60)}”' if text else 'not done'}: {error.detail}")
             case FrameRefused(error):
                 self._error(f"the server did not understand: {error.detail}")
             case Missed():
@@ -158,7 +157,7 @@ class Chat:
                     self._list()
                 case chat_commands.GroupCreate(title, user_ids):
                     ticket = await self._client.create_group(title, user_ids)
-                    self._tasks.spawn(self._open_created(ticket), name="create")
+                    self._tasks.spawn(self._open_created(ticket, title), name="create")
                 case chat_commands.GroupAdd(user_ids):
                     await self._client.add_members(self._group(), user_ids)
                 case chat_commands.GroupLeave():
@@ -170,9 +169,10 @@ class Chat:
         except (chat_commands.NotUnderstoodError, InvalidCommandError) as error:
             self._error(str(error))
         except UnknownConversationError:
-            self._error("nothing has been said here yet")
+            self._error(_UNSAID)
         except CallError as error:
-            self._error(f"can't ask the server now: {last_cause(error.detail) or error.code.name.lower()}")
+            when = "can't ask the server now: " if error.passes else ""
+            self._error(when + (last_cause(error.detail) or error.code.name.lower()))
         except OutboxFullError:
             self._error("not sent: too much waits for the server already")
         except StoreError as error:
@@ -229,15 +229,17 @@ class Chat:
         else:
             await self.open_user(target)
 
-    async def _open(self, conversation: str, peer: str) -> None:
+    async def _open(self, conversation: str, peer: str, title: str = "") -> None:
         self._conversation, self._peer = conversation, peer
         self._oldest_shown = 0
         self._ticks = Ticks()
         self._read_ticks()
-        self._note(f"── {self._label(conversation)} ──")
+        self._note(f"── {harmless(title or self._label(conversation))} ──")
         try:
             events = await self._client.history(conversation, limit=chat_commands.DEFAULT_HISTORY_LINES, fetch=False)
         except UnknownConversationError:
+            if peer and not self.lost.is_set():
+                self._note(_UNSAID)
             return
         self._shown[conversation] = max(self._shown.get(conversation, 0), events[-1].seq if events else 0)
         self._show_older(events)
@@ -245,12 +247,12 @@ class Chat:
         if events:
             await self._client.mark_read(conversation, events[-1].seq)
 
-    async def _open_created(self, ticket: Ticket) -> None:
+    async def _open_created(self, ticket: Ticket, title: str) -> None:
         try:
             accepted = await ticket.accepted()
         except ClientError:  # a refusal is told by its notice; an end by what ends
             return
-        await self._open(accepted.conversation_id, "")
+        await self._open(accepted.conversation_id, "", title)
         self._screen.refresh()
 
     async def _show_history(self, lines: int) -> None:
@@ -268,14 +270,13 @@ class Chat:
             raise chat_commands.NotUnderstoodError("of which conversation? /to USER says it")
         if self.lost.is_set():  # the next lines must not wait for an answer
             raise chat_commands.NotUnderstoodError(_AWAY)
+        self._client.conversation(self._conversation)  # raises if nothing was said yet
         members = await self._client.list_members(self._conversation)
         online: dict[str, bool] = {}
         for first in range(0, len(members), 100):
             online |= await self._client.get_presence([member.user_id for member in members[first : first + 100]])
         for member in members:
-            role = "" if self._peer else f", {role_name(member.role)}"
-            here = "online" if online.get(member.user_id) else "offline"
-            self._note(f"{member.user_id}: {here}{role}, has up to #{member.delivered_seq}, read up to #{member.read_seq}")
+            self._note(member_line(member, online=online.get(member.user_id, False), in_group=not self._peer))
 
     def _list(self) -> None:
         conversations = self._client.conversations()

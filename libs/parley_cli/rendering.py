@@ -85,6 +85,14 @@ def line_of(event: events_pb2.Event, zone: tzinfo | None = None) -> str:
     return f"#{event.seq} {time} " + (f"{event.actor_user_id}: {text}" if event.HasField("message") else text)
 
 
+def member_line(member: events_pb2.Member, *, online: bool, in_group: bool) -> str:
+    """Say who a member is and how far he has come."""
+    role = f", {role_name(member.role)}" if in_group else ""
+    has = f"has up to #{member.delivered_seq}" if member.delivered_seq else "has nothing yet"
+    read = f", read up to #{member.read_seq}" if member.read_seq else ""
+    return f"{member.user_id}: {'online' if online else 'offline'}{role}, {has}{read}"
+
+
 def role_name(role: int) -> str:
     """Return a role in words; what is not known counts as member."""
     return "owner" if role == commands_pb2.ROLE_OWNER else "admin" if role == commands_pb2.ROLE_ADMIN else "member"

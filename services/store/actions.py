@@ -32,7 +32,7 @@ def require_member(state: ConversationState, user: str) -> Member:
     if member is None:
         raise NotFound("CONVERSATION_NOT_FOUND", "there is no such conversation, or you never were a member of it")
     if not member.active:
-        raise PermissionDenied("NOT_A_MEMBER", "you are a member of this conversation no more")
+        raise PermissionDenied("NOT_A_MEMBER", "you are no longer a member of this conversation")
     return member
 
 

@@ -22,7 +22,7 @@ _RESULT_AT: Final = 16  # `res` in `struct io_event` of linux/aio_abi.h
 
 
 class Kernel:
-    """The kernel of this machine, which syncs and rings as ever; but while the disk fails a completion bears EIO. Notes what happens."""
+    """The kernel of this machine; but while the disk fails a completion bears EIO. Notes what happens."""
 
     def __init__(self) -> None:
         self._call = ctypes.CDLL(None, use_errno=True).syscall

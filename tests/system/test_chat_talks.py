@@ -125,6 +125,20 @@ def test_a_group_is_made_grows_and_is_left(server: Server) -> None:
         alice.expect(r"“the team” .*#4")
 
 
+def test_a_new_conversation_says_that_it_is_one_and_a_new_group_bears_its_title(server: Server) -> None:
+    with chat(server, "alice", "--with", "bob") as alice:
+        alice.expect(r"── bob ──\nnothing has been said here yet$")
+        alice.type("/who\n")
+        alice.expect("^! nothing has been said here yet$")
+        alice.type("/group create 'the team' bob\n")
+        alice.expect("^── the team ──$")
+        alice.type("/who\n")
+        alice.expect("^bob: offline, member, has nothing yet$")
+    with chat(server, "bob", "--group", "the team") as bob:
+        bob.type("/group add carol\n")
+        bob.expect("^! not done: only the owner and admins add members$")
+
+
 def test_lines_that_are_no_messages_are_answered(server: Server) -> None:
     answers = {
         "/help": "/group create TITLE USER",
@@ -150,7 +164,7 @@ def test_a_refused_command_is_explained(server: Server) -> None:
         alice.type("/group create team bob\n")
         group = bob.expect(r"\((g_[a-z2-7]{26})\)")[1]
         bob.type(f"/to {group}\n/group add carol\n")
-        bob.expect("! not sent: ")
+        bob.expect("! not done: ")
 
 
 def test_no_key_and_no_server_are_told_plainly(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def test_a_line_means_what_it_says(line: str, meaning: Line | None) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("/nonsense", "no command /nonsense"),
+        ("/nonsense", r"no command /nonsense \(/help lists them; //nonsense sends it\)"),
+        ("/to bob\\", "close the quotes"),
         ("/", "no command /"),
         ("/to", "usage: /to"),
         ("/history none", "usage: /history"),
@@ -60,8 +61,9 @@ def test_a_line_means_what_it_says(line: str, meaning: Line | None) -> None:
     ],
 )
 def test_what_is_not_understood_is_explained_and_never_sent(line: str, says: str) -> None:
-    with pytest.raises(NotUnderstoodError, match=says):
+    with pytest.raises(NotUnderstoodError, match=says) as raised:
         parse_line(line)
+    assert len(f"! {raised.value}") <= 80, "wrapped by a terminal in the middle of a word"
 
 
 def test_a_group_is_known_by_the_shape_of_its_id() -> None:
