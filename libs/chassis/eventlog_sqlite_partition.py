@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from chassis.eventlog import LogEntry, LogRecord
 from chassis.sqlite import SqliteDatabase
+from chassis.sqlite_statements import execute_rows, multi_row
 from chassis.sqlite_write_behind import WriteBehind
 
 # Newest records kept in memory, so that consumers at the tail cost no read: seconds of full traffic, small beside a process.
@@ -63,8 +64,9 @@ class LogPartition:
         self._ring: deque[_Batch] = deque()
         self._ring_bytes = 0
         self._ring_start = next_offset  # every visible record from here on is in the ring
-        # OR IGNORE: what was written behind and is written again, because nobody knew, is the same.
-        self._insert = f"INSERT {'OR IGNORE ' if write_behind else ''}INTO log_{log_id} VALUES (?, ?, ?, ?)"
+        # OR IGNORE: what was written behind and is written again, because nobody knew, is the same. Many rows a statement: what is
+        # written behind comes from a hundred small batches, and each statement takes the interpreter's lock from the loop.
+        self._insert = multi_row(f"INSERT {'OR IGNORE ' if write_behind else ''}INTO log_{log_id} VALUES", "(?, ?, ?, ?)")
         self._write_behind = write_behind
         self._unwritten: list[_LogRow] = []
         self._writing: list[_LogRow] = []
@@ -217,9 +219,8 @@ class LogPartition:
         return len(old)
 
 
-def _insert(statement: str, rows: Sequence[_LogRow], connection: sqlite3.Connection) -> None:
-    for row in rows:
-        connection.execute(statement, row)
+def _insert(statements: Sequence[str], rows: Sequence[_LogRow], connection: sqlite3.Connection) -> None:
+    execute_rows(connection, statements, [value for row in rows for value in row], 4)
 
 
 def _end_offset(batch: _Batch) -> int:

@@ -134,6 +134,17 @@ async def test_the_file_gets_rows_events_and_offsets_of_a_moment_together(tmp_pa
         assert statements.count("COMMIT") == 1  # nothing new
 
 
+async def test_what_many_small_batches_published_goes_to_the_file_in_few_statements(engines: EmbeddedEngines) -> None:
+    """Each statement takes the interpreter's lock from the loop, which at half load publishes 150 batches meanwhile."""
+    for number in range(200):
+        await engines.log.append("events", 0, [LogEntry(b"k", b"%d" % number)])
+    statements: list[str] = []
+    engines.timeline._database._writer.connection.set_trace_callback(statements.append)
+    await behind(engines).settle()
+    assert sum(statement.startswith("INSERT") for statement in statements) <= 5
+    assert [record.value async for record in engines.log.records("events", 0)] == [b"%d" % number for number in range(200)]
+
+
 async def test_a_moment_later_it_is_in_the_file_unasked_and_at_the_end_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
