@@ -11,6 +11,10 @@ from parley_engines.tools import JAVA, MAVEN
 
 _HEAP: Final = "640m"
 _PROBE_SECONDS: Final = 3.0
+# Worker threads that have nothing to do wake up to look for work, tens of thousands of times a second (SEPWorker.doWaitSpin): at a
+# few hundred statements a second that is a fifth of a core, which others lack. With timers that are this much late they do so
+# every millisecond or two, which is what a statement that none of them is awake for waits.
+_TIMER_SLACK_SECONDS: Final = 0.001
 
 # commitlog_sync periodic: group or batch would cap writes at concurrent_writes per window, whatever the CPU does (measured: 2,100
 # mutations/s). But a SIGKILL of this one node may lose what it took in the last 100 ms, for its replay ends at the last sync marker
@@ -149,4 +153,5 @@ CASSANDRA: Final = Engine(
     probe=_probe,
     start_seconds=120,
     stop_seconds=30,
+    timer_slack_seconds=_TIMER_SLACK_SECONDS,
 )

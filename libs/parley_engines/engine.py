@@ -36,6 +36,7 @@ class Engine:
     probe: Callable[[int], None]  # asks a real question at the first port; raises OSError or ValueError while there is no answer
     start_seconds: float  # far beyond what it takes on a busy machine
     stop_seconds: float
+    timer_slack_seconds: float = 0.0  # how late its timers may be; 0: as the system has it
 
 
 def build_with_maven(workshop: Workshop) -> None:

@@ -103,7 +103,8 @@ class NativeEngines:
         command = engine.prepare(Place(files, folder, ports, programs, self.environ))
         log = folder / "log.txt"
         log.unlink(missing_ok=True)  # what it said in earlier lives is of no use in this one's messages
-        process = processes.start(command, folder, self.environ, log, leashed=self.leashed)
+        slack = engine.timer_slack_seconds
+        process = processes.start(command, folder, self.environ, log, leashed=self.leashed, timer_slack_seconds=slack)
         state[engine.name] = Started(
             engine.name, engine.title, process.pid, process.started, ports, f"{HOST}:{ports[engine.ports[0]]}", str(log)
         )

@@ -25,12 +25,20 @@ class ProcessIdentity(NamedTuple):
     started: str  # as the system says it, to be compared and not read
 
 
-def start(command: Sequence[str], folder: Path, environ: Mapping[str, str], output: Path, *, leashed: bool) -> ProcessIdentity:
+def start(
+    command: Sequence[str],
+    folder: Path,
+    environ: Mapping[str, str],
+    output: Path,
+    *,
+    leashed: bool,
+    timer_slack_seconds: float = 0.0,
+) -> ProcessIdentity:
     """Start a command in a session of its own, appending what it says to a file.
 
-    `leashed`: it is killed when the calling thread ends (see `leash`).
+    `leashed`: it is killed when the calling thread ends (see `leash`, also for its timers).
     """
-    leash = on_leash(command, folder, leashed=leashed)
+    leash = on_leash(command, folder, leashed=leashed, timer_slack_seconds=timer_slack_seconds)
     # Not subprocess: its objects complain when they are forgotten, and to outlive us is the point here.
     pid = os.posix_spawn(
         leash[0],

@@ -82,6 +82,16 @@ def test_who_kills_the_holder_kills_what_is_on_the_leash(tmp_path: Path) -> None
     assert processes.wait_ended(child, 10)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has timer slack")
+def test_timers_may_be_late_as_told(tmp_path: Path) -> None:
+    code = "print(open('/proc/self/timerslack_ns').read(), flush=True)"
+    output = tmp_path / "log"
+    command = [sys.executable, "-c", code]
+    process = processes.start(command, tmp_path, ENVIRON, output, leashed=True, timer_slack_seconds=0.001)
+    assert processes.wait_ended(process, 10)
+    assert output.read_text().strip() == "1000000"
+
+
 def test_ports_are_free_and_distinct() -> None:
     ports = free_ports("127.0.0.1", ["a", "b", "c"], random.Random(1))
     assert len(set(ports.values())) == 3
