@@ -141,16 +141,29 @@ def _bind(server: grpc.aio.Server, bind: str, tls: TlsFiles | Callers | None) ->
     return port
 
 
+def refuse_taken(bind: str) -> None:
+    """See, before much else is started, that one could listen on host:port now. Raises BindError."""
+    try:
+        _try_bind(bind)
+    except OSError as error:
+        raise BindError(f"can't listen on {bind}: {error}") from error
+
+
 def _why_not(bind: str) -> str:
     """Find out why an address could not be bound, which gRPC only logs."""
-    host, port = split_bind(bind)
     try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.bind(address)
+        _try_bind(bind)
     except OSError as error:
         return str(error)
     return "the address was refused"
+
+
+def _try_bind(bind: str) -> None:
+    host, port = split_bind(bind)
+    for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: connections that have ended take nothing
+            probe.bind(address)
 
 
 def split_bind(bind: str) -> tuple[str, int]:

@@ -23,6 +23,7 @@ from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
 from parley_cli.bench_reads import read_timeline
 from parley_cli.connection import local_token
+from parley_cli.data_dir import default_data_dir
 from parley_cli.failures import CommandError, SetupError
 from parley_cli.server_process import ServerProcess, open_server_process, run_until_signal
 from parley_cli.table_files import read_timelines
@@ -265,16 +266,22 @@ async def _act_kill(stage: Stage, messages: int) -> None:
     "--record", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write what happened, for parley check."
 )
 @click.option("--server", metavar="A:P", help="Play on this server; of a cluster one of each service is killed.")
-@click.option("--data", "data_dir", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Its data folder.")
+@click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Its data folder.  [default: as of `parley up`]",
+)
 def demo(messages: int, record: Path | None, server: str | None, data_dir: Path | None) -> None:
     """Show two users with two devices each, on a server of their own that is killed in mid-traffic.
 
     The last line judges the delivery contract from what the devices asked, were answered and show, and from what the tables hold
     (asked over the public API, and read from the files of the stopped server). Exit code 1 if it was broken.
     """
-    if (server is None) != (data_dir is None):
-        raise SetupError("--server and --data belong together: the key lies in the data folder.")
-    running = Running(server, data_dir) if server is not None and data_dir is not None else None
+    if data_dir is not None and server is None:
+        raise SetupError("--data is the folder of a server that runs: name that one, too, by --server.")
+    running = Running(server, data_dir or default_data_dir(os.environ)) if server is not None else None
     folder = Path(tempfile.mkdtemp(prefix="parley-demo-"))
     try:
         with open_record_file(record) if record else nullcontext() as file:

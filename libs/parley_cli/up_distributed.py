@@ -11,11 +11,12 @@ from pydantic_settings import BaseSettings
 
 from chassis.app import Stop, allow_open_files, run
 from chassis.config import ConfigError, load_all_settings
-from chassis.embedded import DataFolderError
+from chassis.embedded import DataFolderError, hold_folder
 from chassis.engines import ALL_ENGINES
 from chassis.first_of import first_of
 from chassis.logs import configure_logging
 from chassis.process_config import InternalSettings, ProcessSettings
+from chassis.server import BindError, refuse_taken
 from parley_cli.certificates import CertificateFilesError, has_authority, make_authority, make_leaves
 from parley_cli.failures import CommandError, SetupError
 from parley_cli.up import announcement
@@ -64,6 +65,9 @@ def run_distributed(
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if gateway.token_keys_file is None:
             environ["PARLEY_GATEWAY_TOKEN_KEYS_FILE"] = str(public_key_file(data_dir))
+        with hold_folder(data_dir):  # to say at once, and not after the engines' start, what stands in the way
+            for listen in Topology(gateway.listen, gateways).listens:
+                refuse_taken(listen)
         with running_engines(engines_of(engines_dir or data_dir / ENGINES_FOLDER, _tell, leashed=True)) as engines:
             environ |= engine_settings(engines)
             prepare(environ)
@@ -78,8 +82,10 @@ def run_distributed(
                     click.echo("stopping")
 
             run(serve, until_stdin_ends=until_stdin_ends)
-    except (CertificateFilesError, DataFolderError, KeyFileError, ProcessFailedError) as error:
+    except (BindError, CertificateFilesError, DataFolderError, KeyFileError) as error:
         raise SetupError(f"{error}.") from error
+    except ProcessFailedError as error:
+        raise SetupError(str(error)) from error  # its own words come last
     except OSError as error:
         raise SetupError(f"the data folder {data_dir} can't be used: {error.strerror}.") from error
     except EngineError as error:

@@ -39,6 +39,12 @@ class Topology:
     modules: Mapping[str, str] = field(default_factory=dict)  # what runs instead of a role's own module, by role
     of_role: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # more settings of all processes of a role
 
+    @property
+    def listens(self) -> Sequence[str]:
+        """Return where the gateways are to listen, one after the other."""
+        host, _, port = self.listen.rpartition(":")
+        return [f"{host}:{int(port) + number if int(port) else 0}" for number in range(self.gateways)]
+
     def specs(self, role: str) -> Sequence[Spec]:
         """Return the processes of a role."""
         count = {GATEWAY: self.gateways, STORE: self.stores, ROUTER: self.routers}[role]
@@ -49,8 +55,7 @@ class Topology:
         own = {f"{_OWN_PREFIX[role]}INSTANCE_ID": name, "PARLEY_METRICS_LISTEN": "127.0.0.1:0"}
         pins = dict(_PINS)
         if role == GATEWAY:
-            host, _, port = self.listen.rpartition(":")
-            own["PARLEY_GATEWAY_LISTEN"] = f"{host}:{int(port) + number - 1 if int(port) else 0}"
+            own["PARLEY_GATEWAY_LISTEN"] = self.listens[number - 1]
             pins[""] = "PARLEY_GATEWAY_LISTEN"
             own = {name: value for name, value in _NEARBY.items() if name not in self.environ} | own
         else:

@@ -5,7 +5,7 @@ import re
 import time
 from pathlib import Path
 
-from parley_process import run
+from parley_process import Server, run
 
 
 def test_it_ends_with_the_contract_line_and_exit_code_0(tmp_path: Path) -> None:
@@ -37,3 +37,15 @@ def test_it_ends_with_the_contract_line_and_exit_code_0(tmp_path: Path) -> None:
     assert code == 1
     assert "G7 lost: " in err
     assert json.loads(out)["broken"]["G7"] >= 1
+
+
+def test_it_plays_on_a_server_that_runs_with_the_key_of_its_folder(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with Server(data) as server:
+        options = ("--server", server.address, "--messages", "10")
+        code, out, err = run("demo", *options, home=tmp_path, env={"PARLEY_DATA_DIR": str(data)})
+    assert (code, err) == (0, ""), f"{out}\n{err}"
+    assert re.fullmatch(r"acked 26, stored 26, lost 0, duplicated 0, misordered 0", out.splitlines()[-1])
+    code, out, err = run("demo", "--data", str(data), home=tmp_path)
+    assert (code, out) == (2, "")
+    assert err == "Error: --data is the folder of a server that runs: name that one, too, by --server.\n"

@@ -66,20 +66,25 @@ def test_history_is_there_after_a_restart_and_after_sigkill(data: Path) -> None:
                 assert server.wait(5) == 0
 
 
-def test_a_second_server_on_the_same_data_is_refused(data: Path) -> None:
+FORMS = pytest.mark.parametrize("form", [(), ("--distributed",)], ids=["in one process", "distributed"])
+
+
+@FORMS
+def test_a_second_server_on_the_same_data_is_refused(data: Path, form: tuple[str, ...]) -> None:
     with Server(data) as server:
-        code, out, err = run("up", "--listen", "127.0.0.1:0", "--data", str(data), home=data.parent)
+        code, out, err = run("up", *form, "--listen", "127.0.0.1:0", "--data", str(data), home=data.parent)
         assert code == 2
         assert out == ""
         assert re.fullmatch(rf"Error: the data folder .* is in use by process {server.pid}\.\n", err)
 
 
-def test_an_address_in_use_is_one_clear_line(data: Path) -> None:
+@FORMS
+def test_an_address_in_use_is_one_clear_line(data: Path, form: tuple[str, ...]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        code, out, err = run("up", "--listen", address, "--data", str(data), home=data.parent)
+        code, out, err = run("up", *form, "--listen", address, "--data", str(data), home=data.parent)
     assert (code, out) == (2, "")
     assert err.startswith("Error: ")
     assert address in err
