@@ -31,6 +31,8 @@ from services.router.config import RouterSettings
 from services.store.config import StoreSettings
 
 CERTIFICATES_FOLDER: Final = "certs"
+# Not the 8 of a cluster on machines of its own: a few cores work on no more at once, and batches are twice as large.
+_PARTITIONS: Final = "4"
 _CERTIFIED_FOR: Final = timedelta(days=365)  # longer than anybody lets it run
 
 SETTINGS: tuple[type[BaseSettings], ...] = (
@@ -54,6 +56,7 @@ def run_distributed(
         raise SetupError(
             "with --distributed every process has metrics on an address of its own: see processes.json in the data folder."
         )
+    environ.setdefault("PARLEY_KAFKA_PARTITIONS", _PARTITIONS)
     try:
         settings = load_all_settings(SETTINGS, environ)
     except ConfigError as error:
