@@ -1,13 +1,17 @@
 """Figures of a benchmark: percentiles, progress on stderr, the result for people or as JSON."""
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import click
 
 _PERCENTILES = (("p50", 0.50), ("p99", 0.99), ("p999", 0.999))
+_LEAST_COLUMNS = 40  # for a value, however narrow the terminal
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float | None]:
@@ -33,19 +37,29 @@ def progress(text: str) -> None:
 
 
 def show(result: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a result: one JSON object on one line, or a line a figure."""
+    """Print a result: one JSON object on one line, or a line a figure, which goes on below itself if a terminal is too narrow."""
     if as_json:
         click.echo(json.dumps(result))
         return
     width = max(len(name) for name in result)
+    room = max(shutil.get_terminal_size().columns - width - 2, _LEAST_COLUMNS) if sys.stdout.isatty() else sys.maxsize
     for name, value in result.items():
-        click.echo(f"{name:<{width}}  {_text(value)}")
+        texts = value if value and isinstance(value, list) and isinstance(value[0], str) else [_text(value)]
+        lines = [line for text in texts for line in textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)]
+        for label, line in zip_longest([name], lines, fillvalue=""):
+            click.echo(f"{label:<{width}}  {line}")
     sys.stdout.flush()
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "  ".join(f"{name} {_text(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return " ".join(_text(part) for part in value)
-    return "-" if value is None else str(value)
+    match value:
+        case Mapping():
+            return "  ".join(f"{name} {_text(part)}" for name, part in value.items())
+        case list():
+            return " ".join(map(_text, value)) or "none"
+        case bool():
+            return "yes" if value else "no"
+        case None:
+            return "-"
+        case _:
+            return str(value)

@@ -1,14 +1,17 @@
 """What benchmarks count with: places in a timeline, percentiles, slopes, moments."""
 
+import json
 import random
+import sys
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parley.api.v1.events_pb2 import Event
 from parley_cli.bench_pacer import arrivals
-from parley_cli.bench_report import percentiles_ms, slope
+from parley_cli.bench_report import percentiles_ms, show, slope
 from parley_cli.bench_stream import Follower
 
 
@@ -47,3 +50,40 @@ async def test_arrivals_are_never_early_and_none_is_left_out():
     while (at := at + rng.expovariate(500.0)) < 0.2:
         expected += 1
     assert count == expected > 50
+
+
+RESULT = {
+    "rule": "flat: over the second half the line fitted to the memory rises by no more than it may",
+    "flat": None,
+    "rss_mb": [84.6, 93.3],
+    "join": {"seconds": 0.7, "gap": None},
+    "lossless": True,
+    "stories": ["alice has #1 twice", "bob lacks #2"],
+    "errors": [],
+}
+
+
+def test_a_result_is_a_line_a_figure_and_stays_one_where_programs_read(capsys: pytest.CaptureFixture[str]):
+    show(RESULT, as_json=True)
+    assert json.loads(capsys.readouterr().out) == RESULT
+    show(RESULT, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        f"rule      {RESULT['rule']}",
+        "flat      -",
+        "rss_mb    84.6 93.3",
+        "join      seconds 0.7  gap -",
+        "lossless  yes",
+        "stories   alice has #1 twice",
+        "          bob lacks #2",
+        "errors    none",
+    ]
+
+
+def test_what_a_terminal_has_no_room_for_goes_on_below_itself(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    show(RESULT, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "rule      flat: over the second half the line fitted to the"
+    assert lines[1] == "          memory rises by no more than it may"
+    assert max(map(len, lines)) <= 60
