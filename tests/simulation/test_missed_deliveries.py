@@ -9,6 +9,7 @@ from parley_simulation.processes import BrokenError
 from parley_simulation.world import run_world
 from services.gateway.checks import DigestChecks
 from services.gateway.deliver import GatewayRpc
+from tests.simulation.mutants import likely_first
 
 LOST = 0.2  # of what is delivered
 SEEDS = range(3)
@@ -37,9 +38,9 @@ def test_devices_end_with_all_that_is_theirs(seed: int) -> None:
 def test_without_being_asked_they_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DigestChecks, "ask", lambda self, session, now: None)
     with pytest.raises(BrokenError):
-        run_all(range(SEEDS_MAX))
+        run_all(likely_first(SEEDS_MAX, likely=1))
 
 
-def run_all(seeds: range) -> None:
+def run_all(seeds: list[int]) -> None:
     for seed in seeds:
         run_world(seed, rates={})
