@@ -154,7 +154,7 @@ def _why_not(bind: str) -> str:
     try:
         _try_bind(bind)
     except OSError as error:
-        return str(error)
+        return error.strerror or str(error)
     return "the address was refused"
 
 

@@ -119,7 +119,7 @@ async def test_reflection_describes_a_service(channel):
 
 
 async def test_a_second_server_on_the_address_is_refused_by_name(running):
-    with pytest.raises(BindError, match=rf"{re.escape(running.address)}: .*in use"):
+    with pytest.raises(BindError, match=rf"^can't listen on {re.escape(running.address)}: Address already in use$"):
         await open_server(bind=running.address, register=register).__aenter__()
 
 
