@@ -1,17 +1,19 @@
 """The engines of one process that needs no server: SQLite files in a folder, or memory that outlives a simulated crash."""
 
+import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from chassis.clock import Clock
+from chassis.disk_sync import DiskSync
 from chassis.eventlog_sqlite import COMMIT_INTERVAL_SECONDS, SqliteLog, open_sqlite_log
-from chassis.executor import InlineExecutor, ThreadExecutor
+from chassis.executor import Executor, InlineExecutor, ThreadExecutor
 from chassis.registry_memory import MemoryRegistry
 from chassis.sqlite import SqliteDatabase, StorageError, memory_connection, open_memory_database, open_sqlite_database
 from chassis.sqlite_write_behind import WriteBehind
@@ -37,15 +39,33 @@ class EmbeddedEngines:
 
 
 class MemoryDisk:
-    """Two databases in memory that stay when the engines on them are closed or crash: a simulated process's disk."""
+    """Two databases in memory that stay when the engines on them are closed or crash: a simulated process's disk.
 
-    def __init__(self) -> None:
+    `sync_delay` is awaited until the platter has what was committed to the commands; without it it has that at once.
+    """
+
+    def __init__(self, sync_delay: Callable[[], Awaitable[None]] | None = None) -> None:
         self._connections = {COMMANDS_FILE: memory_connection(), TABLES_FILE: memory_connection()}
-        self._tables_on_platter = b""
+        self._on_platter = {COMMANDS_FILE: b"", TABLES_FILE: b""}
+        self._sync_delay = sync_delay
 
     def connection(self, name: str) -> sqlite3.Connection:
         """Return the database that a new process sees."""
         return self._connections[name]
+
+    def commands_sync(self, executor: Executor) -> DiskSync | None:
+        """Return what brings the commands of a new process to the platter, if that takes time."""
+        connection, delay = self._connections[COMMANDS_FILE], self._sync_delay
+        if delay is None:
+            return None
+
+        async def begin() -> None:
+            await delay()
+            if self._connections[COMMANDS_FILE] is not connection:
+                raise OSError(errno.EIO, "the disk is gone")
+            self._on_platter[COMMANDS_FILE] = connection.serialize()
+
+        return DiskSync(-1, executor, begin)
 
     def kill(self) -> None:
         """Cut off whoever has the databases open: their writes fail from now on; what they committed is there for the next."""
@@ -53,13 +73,15 @@ class MemoryDisk:
             self._reload(name, self._connections[name].serialize())
 
     def sync_tables(self) -> None:
-        """Let the tables' present state survive the next power loss. The commands always do."""
-        self._tables_on_platter = self._connections[TABLES_FILE].serialize()
+        """Let the tables' present state survive the next power loss. The commands do once they are synced."""
+        self._on_platter[TABLES_FILE] = self._connections[TABLES_FILE].serialize()
 
-    def lose_power(self) -> None:
-        """As `kill`, and the tables go back to what they were at the last `sync_tables`."""
+    def lose_power(self, *, written_back: Collection[str] = ()) -> None:
+        """As `kill`, and files go back to what the platter has. Those `written_back` happen to be there up to the last commit."""
         self.kill()
-        self._reload(TABLES_FILE, self._tables_on_platter)
+        for name, content in self._on_platter.items():
+            if name not in written_back and not (name == COMMANDS_FILE and self._sync_delay is None):
+                self._reload(name, content)
 
     def close(self) -> None:
         """Free the memory."""
@@ -83,26 +105,28 @@ async def open_embedded_engines(
     clock: Clock,
     commit_interval_seconds: float = COMMIT_INTERVAL_SECONDS,
     retention_days: Mapping[str, float] | None = None,
+    writes_behind: bool = False,
 ) -> AsyncIterator[EmbeddedEngines]:
     """Open the engines on a folder, created if it is not there, or in memory (None: gone when closed).
 
     In a folder all work is done on four threads, and the tables get what is written every `commit_interval_seconds`; in memory
-    all is done in place and at once, so that it runs on any loop, also on virtual time. Raises DataFolderError, StorageError,
-    LogUnavailableError, TimelineUnavailableError.
+    all is done in place, so that it runs on any loop, also on virtual time, and the tables get it at once unless it
+    `writes_behind` as a folder does. Raises DataFolderError, StorageError, LogUnavailableError, TimelineUnavailableError.
     """
     async with AsyncExitStack() as stack:
-        write_behind = None
         if isinstance(data, Path):
             commands_database, tables_database = await _open_folder(stack, data)
-            write_behind = WriteBehind(tables_database, commit_interval_seconds)
-            tasks = await stack.enter_async_context(open_tasks("embedded"))
-            tasks.spawn(write_behind.run(), name="write behind")
-            stack.push_async_callback(_settled, write_behind)
         else:
             if data is None:
                 data = MemoryDisk()
                 stack.callback(data.close)
             commands_database, tables_database = await _open_memory(stack, data)
+        write_behind = None
+        if writes_behind or isinstance(data, Path):
+            write_behind = WriteBehind(tables_database, commit_interval_seconds)
+            tasks = await stack.enter_async_context(open_tasks("embedded"))
+            tasks.spawn(write_behind.run(), name="write behind")
+            stack.push_async_callback(_settled, write_behind)
         log = await stack.enter_async_context(
             open_sqlite_log(
                 commands=commands_database,
@@ -147,7 +171,8 @@ async def _open_folder(stack: AsyncExitStack, folder: Path) -> tuple[SqliteDatab
 async def _open_memory(stack: AsyncExitStack, disk: MemoryDisk) -> tuple[SqliteDatabase, SqliteDatabase]:
     executor = InlineExecutor()
     stack.push_async_callback(executor.close)
-    commands = await stack.enter_async_context(open_memory_database(COMMANDS_FILE, disk.connection(COMMANDS_FILE), executor))
+    opening = open_memory_database(COMMANDS_FILE, disk.connection(COMMANDS_FILE), executor, sync=disk.commands_sync(executor))
+    commands = await stack.enter_async_context(opening)
     tables = await stack.enter_async_context(open_memory_database(TABLES_FILE, disk.connection(TABLES_FILE), executor))
     return commands, tables
 

@@ -334,10 +334,12 @@ async def open_sqlite_database(
 
 
 @asynccontextmanager
-async def open_memory_database(name: str, connection: sqlite3.Connection, executor: Executor) -> AsyncIterator[SqliteDatabase]:
+async def open_memory_database(
+    name: str, connection: sqlite3.Connection, executor: Executor, *, sync: DiskSync | None = None
+) -> AsyncIterator[SqliteDatabase]:
     """Use a `:memory:` connection for writes and reads alike; it is the caller's and stays open. For inline executors."""
     lane = Lane(executor, connection)
-    async with _running(SqliteDatabase(name, writer=lane, reader=lane, checkpointer=lane)) as database:
+    async with _running(SqliteDatabase(name, writer=lane, reader=lane, checkpointer=lane, sync=sync)) as database:
         yield database
 
 

@@ -15,6 +15,7 @@ import structlog
 from chassis.embedded import EmbeddedEngines, open_embedded_engines
 from chassis.eventlog import EventLog
 from chassis.registry import Registry
+from chassis.registry_memory import MemoryRegistry
 from chassis.testing.faults import FREEZE, KILL, RATES, Engine, Faults, Life, Trace, swarm
 from chassis.testing.faulty_log import FaultyLog, LogEngine
 from chassis.testing.faulty_registry import FaultyRegistry, RegistryEngine
@@ -22,6 +23,7 @@ from chassis.testing.faulty_timeline import FaultyTimeline
 from chassis.testing.virtual_loop import PROCESS, START_WALL_MS, VirtualClock, VirtualLoop
 from chassis.timeline import Cell, Point, Row, Timeline
 from parley_checker.verdict import Verdict
+from parley_simulation.machine import Machine, open_machine
 
 T = TypeVar("T")
 
@@ -60,9 +62,9 @@ class Incarnation:
 class NotingTimeline:
     """A Timeline that notes which partitions exist and the stamp that each row ended with, to compare tables by."""
 
-    def __init__(self, inner: Timeline) -> None:
+    def __init__(self, inner: Timeline, stamps: dict[Point, int] | None = None) -> None:
         self._inner = inner
-        self.stamps: dict[Point, int] = {}
+        self.stamps = {} if stamps is None else stamps
 
     async def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -102,10 +104,12 @@ class Simulation:
         self.tables = Engine("tables")
         self.topics = LogEngine("log")
         self.living: dict[str, Incarnation] = {}  # by the process's name
+        self.registry = RegistryEngine("registry", MemoryRegistry())  # on a machine of its own
+        self.machine: Machine
         self.log: EventLog
-        self._engines: EmbeddedEngines
-        self.registry: RegistryEngine
         self.timeline: NotingTimeline
+        self._stamps: dict[Point, int] = {}
+        self._powered: asyncio.Task[None]  # fails if engines can't be opened again
 
     def incarnate(self, name: str, *, immortal: bool = False) -> Incarnation:
         """Give a process its ports."""
@@ -125,6 +129,7 @@ class Simulation:
         loop = _virtual_loop()
         restarts = Random(f"{self.seed}/{name}/restarts")
         for number in count(1):
+            await self.machine.is_on.wait()
             incarnation = self.incarnate(f"{name}.{number}")
             context = Context()
             context.run(PROCESS.set, incarnation.name)
@@ -176,16 +181,30 @@ class Simulation:
             await asyncio.sleep(stream.rng.uniform(10.0, 60.0))
             self.registry.lose_data(stream)
 
+    async def lose_power_sometimes(self, names: Sequence[str]) -> None:
+        """Let the machine lose its power every now and then, and with it the named processes, until cancelled."""
+
+        def kill_all() -> None:
+            for name in names:
+                self.living[name].life.die("a loss of power")
+            self.topics.forget()
+
+        await self.machine.lose_power_sometimes(kill_all)
+
+    def have_engines(self, engines: EmbeddedEngines) -> None:
+        """Let whoever starts from now on have these."""
+        self.log, self.timeline = engines.log, NotingTimeline(engines.timeline, self._stamps)
+
     async def run(self, *services: Coroutine[Any, Any, None], until: Awaitable[T]) -> T:
         """Run services (`keep_running`) until the awaitable ends. Raises BrokenError if a service ends or logs an exception."""
         drive: asyncio.Future[T] = asyncio.ensure_future(until)
         running = [asyncio.create_task(service) for service in services]
         try:
-            ends: list[asyncio.Future[Any]] = [drive, self.bug, *running]
+            ends: list[asyncio.Future[Any]] = [drive, self.bug, self._powered, *running]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if self.bug.done():
                 raise BrokenError("a service logged an exception") from self.bug.exception()
-            for task in running:
+            for task in (self._powered, *running):
                 if task.done():
                     task.result()
             return drive.result()
@@ -198,8 +217,8 @@ class Simulation:
     async def pass_days(self, days: int) -> None:
         """Let days go by in which nobody does anything: only the wall clock moves, and what has expired is removed."""
         self.clock.jump_wall(days * 24 * 3600.0)
-        await self._engines.log.trim()
-        await self._engines.timeline.sweep()
+        await self.machine.engines.log.trim()
+        await self.machine.engines.timeline.sweep()
 
     async def settle(self) -> None:
         """Wait until nothing is on its way to an engine."""
@@ -237,13 +256,14 @@ async def open_simulation(
     trace = Trace(keep_all=keep_trace)
     simulation = Simulation(seed, rates, trace)
     with _logging_to(simulation):
-        async with open_embedded_engines(
-            None, topics=topics, durable_topics=durable_topics, tables=tables, clock=simulation.clock
-        ) as engines:
-            simulation._engines = engines
-            simulation.log = engines.log
-            simulation.registry = RegistryEngine("registry", engines.registry)
-            simulation.timeline = NotingTimeline(engines.timeline)
+        async with open_machine(
+            simulation.faults,
+            simulation.have_engines,
+            topics=topics,
+            durable_topics=durable_topics,
+            tables=tables,
+            clock=simulation.clock,
+        ) as (simulation.machine, simulation._powered):
             try:
                 yield simulation
             except BaseException as error:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from chassis.eventlog import LogBatch
+from chassis.sqlite_write_behind import Part, WriteBehind
 from chassis.testing.faulty_log import FaultyConsumer
 from chassis.testing.virtual_loop import START_WALL_MS
+from chassis.timeline_sqlite import SqliteTimeline
 from parley.api.v1.commands_pb2 import SendMessage
 from services.store import apply, decide, encoding, membership, rows
 from services.store.apply import Applier
@@ -86,6 +88,19 @@ def _(patch: Patch) -> None:
         return batch
 
     patch.setattr(FaultyConsumer, "poll", poll)
+
+
+@mutation("offsets and events get into the tables' file before their rows")
+def _(patch: Patch) -> None:
+    original = WriteBehind.mark
+
+    def mark(self: WriteBehind, part: Part, size_bytes: int) -> None:
+        if isinstance(part, SqliteTimeline):
+            asyncio.get_running_loop().call_later(2.0, original, self, part, size_bytes)
+        else:
+            original(self, part, size_bytes)
+
+    patch.setattr(WriteBehind, "mark", mark)
 
 
 @mutation("states are written together with phase 1")

@@ -36,6 +36,7 @@ from services.store.rows import TABLES
 
 WEEK_SECONDS = 7 * 24 * 3600.0
 WEEKS_MAX = 4.0  # beyond what is remembered of requests
+READER = "reader"  # of events, for the judge
 WORKERS = 2  # both live, on the same partitions: each is the other's zombie
 RUN_LIMIT_SECONDS = 4 * 3600.0
 QUIET_SECONDS = LATE_SECONDS_MAX + PAUSE_SECONDS_MAX + 60.0  # after it everybody who was away is back, and everything late came
@@ -50,7 +51,7 @@ class StoreWorld:
         self.commands: list[tuple[int, LogRecord]] = []  # all that came to the log, once it was judged
         self._plan = plan
         self._settings = settings
-        self._gateway = simulation.incarnate("gateway", immortal=True)
+        self._feeder: tuple[EventLog, Incarnation] | None = None
         self.events: list[EventRecord] = []
         self._events_came = asyncio.Event()
 
@@ -58,9 +59,7 @@ class StoreWorld:
         """Feed, heal, wait, replay, judge."""
         simulation = self.simulation
         workers = [simulation.keep_running(f"store-{n}", self._work) for n in range(WORKERS)]
-        reader = asyncio.create_task(self._read_events())
-        await simulation.run(*workers, until=self._drive())
-        reader.cancel()
+        await simulation.run(*workers, simulation.keep_running(READER, self._read_events), until=self._drive())
         await simulation.settle()
         records = await read_all(simulation.log, COMMANDS)
         self.commands = records
@@ -98,9 +97,10 @@ class StoreWorld:
         workers = [f"store-{n}" for n in range(WORKERS)]
         kills = asyncio.create_task(self.simulation.kill_sometimes(workers))
         freezes = asyncio.create_task(self.simulation.freeze_sometimes(dict.fromkeys(workers, PAUSE_SECONDS_MAX)))
+        losses = asyncio.create_task(self.simulation.lose_power_sometimes([*workers, READER]))
         asking = asyncio.gather(*(self._ask(device, number) for number, device in enumerate(devices)))
         await asyncio.wait((asking,), timeout=self._plan.seconds)
-        for faults in (jumps, weeks, kills, freezes):
+        for faults in (jumps, weeks, kills, freezes, losses):
             faults.cancel()
         self.simulation.faults.heal()
         await asking
@@ -130,14 +130,22 @@ class StoreWorld:
         if record.command.request_id:
             self.simulation.trace.note(record.device_id, f"asks {record.command.request_id.hex()} in {record.conversation_id}")
         while True:
+            gateway = self._gateway()
             try:
-                await self._gateway.log.append(COMMANDS, partition, [LogEntry(key, record.SerializeToString())])
+                await gateway.log.append(COMMANDS, partition, [LogEntry(key, record.SerializeToString())])
             except LogUnavailableError:
-                await asyncio.sleep(self._gateway.rng.uniform(0.01, 0.5))
+                await asyncio.sleep(gateway.rng.uniform(0.01, 0.5))
             else:
                 return
 
-    async def _read_events(self) -> None:
+    def _gateway(self) -> Incarnation:
+        """Return who appends to the log that is there now: on another machine, it outlives all losses of power."""
+        log = self.simulation.log
+        if self._feeder is None or self._feeder[0] is not log:
+            self._feeder = log, self.simulation.incarnate("gateway", immortal=True)
+        return self._feeder[1]
+
+    async def _read_events(self, _: Incarnation) -> None:
         async with self.simulation.log.open_consumer(EVENTS, "judge") as consumer:
             while True:
                 batch = await consumer.poll(100)

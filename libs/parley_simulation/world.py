@@ -46,6 +46,7 @@ from services.gateway.tokens import KeyRing, TokenVerifier, verifying_key
 from services.router.app import open_router
 from services.router.config import RouterSettings
 from services.store.app import open_store
+from services.store.apply import GROUP
 from services.store.config import StoreSettings
 from services.store.rows import DEDUPE, INBOX, TABLES
 
@@ -86,6 +87,7 @@ class World:
         self.commands: list[tuple[int, LogRecord]] = []  # all that came to the log, once it was judged
         self._seconds = plan.seconds
         names = [*(f"store-{n}" for n in range(STORES)), "router", *(f"gateway-{n}" for n in range(GATEWAYS))]
+        self._on_machine = names
         # Some runs spare the gateways: where nobody syncs, nothing repairs what went missing.
         self._victims = simulation.rng.sample(names, simulation.rng.randint(1, len(names)))
         self._store_settings = store_settings
@@ -141,12 +143,14 @@ class World:
         freezes = asyncio.create_task(simulation.freeze_sometimes(patience))
         losses = asyncio.create_task(simulation.lose_registry_sometimes())
         drains = asyncio.create_task(self._drain_sometimes())
+        losses_of_power = asyncio.create_task(self._lose_power_sometimes())
         await asyncio.sleep(self._seconds)
         jumps.cancel()
         kills.cancel()
         freezes.cancel()
         losses.cancel()
         drains.cancel()
+        losses_of_power.cancel()
         if not away.done():
             away.cancel()
         simulation.faults.heal()
@@ -264,6 +268,11 @@ class World:
             if name in self._victims and name in self._stops and stream.happens(DRAIN):
                 self._stops[name].set()
 
+    async def _lose_power_sometimes(self) -> None:
+        """Let the machine lose its power now and then, until cancelled, unless gateways are spared."""
+        if self._public.keys() & {*self._victims}:
+            await self.simulation.lose_power_sometimes(self._on_machine)
+
     async def _run_store(self, process: Incarnation) -> None:
         server = InProcessServer()
         async with open_store(
@@ -306,6 +315,7 @@ class World:
 
     async def _run_gateway(self, process: Incarnation, public_address: str) -> None:
         simulation = self.simulation
+        await simulation.machine.wait_restored(COMMANDS, GROUP)
         public, internal = InProcessServer(GATEWAY_SETTINGS.frame_bytes), InProcessServer()
         metrics = CollectorRegistry()
         async with (

@@ -2,9 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from chassis.disk_sync import DiskSync
 from chassis.eventlog import LogBatch, LogEntry, LogUnavailableError
+from chassis.sqlite import SqliteDatabase
 from parley_client.outbox_state import OutboxState
 from parley_client.timelines import Timelines
 from parley_protocol import digests
@@ -68,6 +71,24 @@ def _(patch: Patch) -> None:
             self._log.append = inner  # type: ignore[method-assign]
 
     patch.setattr(Lane, "_append", append)
+
+
+@mutation("an append is told of before the disk has it")
+def _(patch: Patch) -> None:
+    under_way: dict[DiskSync, asyncio.Task[None]] = {}
+
+    async def synced(_self: SqliteDatabase, sync: DiskSync) -> None:
+        if sync not in under_way:
+            under_way[sync] = asyncio.create_task(_sync_later(sync))
+            under_way[sync].add_done_callback(lambda _: under_way.pop(sync))
+
+    patch.setattr(SqliteDatabase, "_synced", synced)
+
+
+async def _sync_later(sync: DiskSync) -> None:
+    await asyncio.sleep(5.0)  # as a kernel does that nobody asks
+    with suppress(OSError):
+        await sync.sync()
 
 
 @mutation("the gateway drops what a full outbox has no room for, and says nothing")

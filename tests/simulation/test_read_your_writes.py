@@ -8,13 +8,15 @@ import grpc
 import pytest
 
 from chassis.eventlog import EventLog, LogEntry
+from chassis.testing.faults import POWER_LOST, SLOW
 from chassis.timeline import Row, Timeline
 from parley.api.v1.messaging_service_pb2 import GetConversationRequest, ListEventsRequest
 from parley.api.v1.messaging_service_pb2_grpc import MessagingServiceStub
 from parley_client import RejectedError, Ticket
 from parley_protocol.topics import EVENTS
-from parley_simulation import world
+from parley_simulation import devices, world
 from parley_simulation.devices import SimulatedDevice
+from parley_simulation.machine import Machine
 from parley_simulation.processes import BrokenError
 from parley_simulation.world import KEY, run_world
 from services.gateway.keys import mint_token
@@ -23,6 +25,7 @@ from services.store.rows import STATE
 
 SEEDS = range(6)
 SEEDS_MAX = 40  # as for the other mutations
+POWER = {POWER_LOST: 1.0, SLOW: 0.5}  # so that applying the log again takes a while
 found: list[int] = []  # seqs that were there
 missed: list[str] = []  # what was not, though its sender had been told
 
@@ -76,6 +79,42 @@ def test_what_is_accepted_is_there_for_whoever_asks():
         run_world(seed)
     assert missed == []
     assert len(found) > 100
+
+
+class LastingDevice(AskingDevice):
+    """Asks again and again, for as long as it takes until power was lost and is back."""
+
+    async def _note_answer(self, ticket: Ticket) -> None:
+        for _ in range(20):
+            await super()._note_answer(ticket)
+            await asyncio.sleep(2.0)
+
+
+@pytest.fixture
+def lasting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "SimulatedDevice", LastingDevice)
+    monkeypatch.setattr(devices, "READ_BACK", 0.0)  # these ask more than that
+
+
+@pytest.mark.usefixtures("lasting")
+def test_what_was_accepted_is_there_for_whoever_asks_after_a_loss_of_power():
+    reports = [run_world(seed, rates=POWER) for seed in SEEDS[:3]]
+    assert missed == []
+    assert len(found) > 300
+    assert sum(report.faults[POWER_LOST] for report in reports) > 5
+
+
+@pytest.mark.usefixtures("lasting")
+def test_gateways_that_serve_before_the_log_was_applied_again_are_found(monkeypatch):
+    async def wait_restored(*_: Any) -> None:
+        return
+
+    monkeypatch.setattr(Machine, "wait_restored", wait_restored)
+    for seed in range(SEEDS_MAX):
+        run_world(seed, rates=POWER)
+        if missed:
+            return
+    pytest.fail(f"survived {SEEDS_MAX} seeds")
 
 
 class HastyEngines:

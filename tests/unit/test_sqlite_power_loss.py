@@ -16,14 +16,14 @@ import pytest
 from chassis import sqlite_checkpoints
 from chassis.clock import SystemClock
 from chassis.embedded import COMMANDS_FILE, TABLES_FILE, EmbeddedEngines, MemoryDisk, open_embedded_engines
-from chassis.eventlog import LogEntry
+from chassis.eventlog import LogEntry, LogUnavailableError
 from chassis.timeline import Point, Row, Timeline
 
 COMMANDS = 40
 STATE = Point("state", "c", b"")
 
 
-def opened(data: Path | MemoryDisk) -> AbstractAsyncContextManager[EmbeddedEngines]:
+def opened(data: Path | MemoryDisk, *, writes_behind: bool = False) -> AbstractAsyncContextManager[EmbeddedEngines]:
     return open_embedded_engines(
         data,
         topics={"commands": 1, "events": 1},
@@ -31,6 +31,7 @@ def opened(data: Path | MemoryDisk) -> AbstractAsyncContextManager[EmbeddedEngin
         tables=["rows", "state"],
         clock=SystemClock(),
         commit_interval_seconds=0.001,  # so that commits of offsets lie everywhere between the other writes
+        writes_behind=writes_behind,
     )
 
 
@@ -135,5 +136,51 @@ async def test_memory_loses_power_likewise() -> None:
         async with opened(disk) as engines:
             found = await look(engines, "before")
             assert COMMANDS // 2 <= found["state"] == found["done"] < COMMANDS
+            await apply(engines, COMMANDS, rng)
+            assert await look(engines, "after") == dict.fromkeys(("rows", "state", "events", "done"), COMMANDS)
+
+
+async def test_a_command_that_memory_was_told_to_have_survives_and_no_other() -> None:
+    asked, may_sync = asyncio.Event(), asyncio.Event()
+    may_sync.set()
+
+    async def delay() -> None:
+        asked.set()
+        await may_sync.wait()
+
+    async def append(engines: EmbeddedEngines, value: bytes) -> None:
+        await engines.log.append("commands", 0, [LogEntry(b"c", value)])
+
+    with closing(MemoryDisk(delay)) as disk:
+        async with opened(disk) as engines:
+            await append(engines, b"told of")
+            asked.clear()
+            may_sync.clear()
+            told = asyncio.ensure_future(append(engines, b"not yet"))
+            await asked.wait()
+            disk.lose_power()
+            may_sync.set()
+            with pytest.raises(LogUnavailableError, match="the disk is gone"):
+                await told
+        async with opened(disk) as engines:
+            assert [record.value async for record in engines.log.records("commands", 0)] == [b"told of"]
+
+
+@pytest.mark.parametrize("written_back", [(), (TABLES_FILE,)], ids=["as-synced", "as-committed"])
+async def test_memory_that_writes_behind_is_at_one_moment_after_power_loss(written_back: tuple[str, ...]) -> None:
+    rng = Random(7)
+    with closing(MemoryDisk()) as disk:
+        async with opened(disk, writes_behind=True) as engines:
+            await append_commands(engines)
+            await apply(engines, COMMANDS // 2, rng)
+        disk.sync_tables()
+        async with opened(disk, writes_behind=True) as engines:
+            await apply(engines, COMMANDS - 1, rng)
+            await engines.timeline.write([Row(*STATE, b"99", 99)])  # which the file has not yet
+            disk.lose_power(written_back=written_back)
+        async with opened(disk, writes_behind=True) as engines:
+            found = await look(engines, "before")
+            assert found["rows"] == found["state"] == found["events"] == found["done"] < 99
+            assert (found["done"] > COMMANDS // 2 + 6) == bool(written_back)  # the last batch may have gone beyond the half
             await apply(engines, COMMANDS, rng)
             assert await look(engines, "after") == dict.fromkeys(("rows", "state", "events", "done"), COMMANDS)

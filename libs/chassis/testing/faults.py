@@ -48,6 +48,7 @@ SESSION_LOST: Final = "session lost"  # of one who lives
 DATA_LOST: Final = "registry lost its data"
 
 DRAIN: Final = "gateway drained"  # stopped in order, and started again
+POWER_LOST: Final = "power lost"  # all processes die at once, and their engines' disk has what it had by then
 REGISTRY_FAULTS: Final = (REGISTRY_FAILS, REGISTRY_SILENT, SESSION_LOST, DATA_LOST)
 
 # Chances a draw. High enough that a run of some hundred operations meets most kinds, low enough that it gets anywhere.
@@ -84,6 +85,7 @@ RATES: Final[Mapping[str, float]] = {
     SESSION_LOST: 0.02,  # of the looks that are taken at each session every 5 s
     DATA_LOST: 0.3,  # of the occasions that a workload gives
     DRAIN: 0.5,  # likewise
+    POWER_LOST: 0.3,  # likewise
 }
 
 _SWARM: Final = (0.0, 0.5, 1.0, 1.0, 3.0)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogUnavailableError
 from chassis.testing.faults import (
@@ -43,6 +43,11 @@ class LogEngine(Engine):
         records = self.uncommitted[where]
         for done in [done for done in records if done <= offset]:
             del records[done]
+
+    def forget(self) -> None:
+        """Know of no commits: after a loss of power the log itself says what was committed."""
+        self.committed.clear()
+        self.uncommitted.clear()
 
     def partition_away_seconds(self, topic: str, partition: int, stream: FaultStream, step: str) -> float:
         """Return for how long a partition is away yet; it may go away with this question."""
@@ -117,8 +122,9 @@ class FaultyLog:
 
     async def _append_late(self, topic: str, partition: int, entries: list[LogEntry]) -> None:
         await asyncio.sleep(self._stream.rng.uniform(0.0, LATE_SECONDS_MAX))
-        await self._inner.append(topic, partition, entries)
-        self._stream.note(f"appended {len(entries)} to {topic} late")
+        with suppress(LogUnavailableError):  # lost with the power of the machine that it was on its way to
+            await self._inner.append(topic, partition, entries)
+            self._stream.note(f"appended {len(entries)} to {topic} late")
 
     def records(self, topic: str, partition: int) -> AsyncIterator[LogRecord]:
         return self._inner.records(topic, partition)
