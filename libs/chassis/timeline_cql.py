@@ -4,7 +4,6 @@ Rows of a partition are one mutation, applied together and seen together on ever
 statements. LOCAL_QUORUM both ways: a read sees every write that returned. Every statement may be sent again.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from struct import Struct
@@ -16,6 +15,7 @@ from cassandra.query import BatchStatement, BatchType, BoundStatement, PreparedS
 from prometheus_client import CollectorRegistry
 
 from chassis.joined import Joined
+from chassis.log_epoch import wait_superseded
 from chassis.timeline import Cell, Point, Row, TimelineSetupError, TimelineUnavailableError
 from chassis.timeline_cql_connect import open_cql_session
 from chassis.timeline_cql_grouping import PointRead, ReplicasOf, partition_groups, point_reads, row_batches
@@ -25,7 +25,6 @@ from chassis.timeline_cql_session import DRIVER_ERRORS, Answer, CqlSession, fail
 from chassis.timeline_cql_settings import CqlSettings
 
 _PAGE_ROWS: Final = 5_000  # ScyllaDB ends a page at 1 MB anyway
-_FACTS_SECONDS: Final = 5.0  # between looks at the log epoch, which is raised once in years, by hand
 _LONG: Final = Struct(">q").pack
 _INT: Final = Struct(">i").pack
 
@@ -187,16 +186,14 @@ class CqlTimeline:
 
         What still reads the old log must not write any more: positions and stamps of two logs can't be compared.
         """
-        while True:
-            await asyncio.sleep(_FACTS_SECONDS)
-            try:
-                epoch = (await self.read_facts()).log_epoch
-            except TimelineUnavailableError:  # reads and writes tell of it
-                continue
-            if epoch > self.facts.log_epoch:
-                raise TimelineSetupError(
-                    f"keyspace {self._keyspace} belongs to log epoch {epoch} now, this process serves {self.facts.log_epoch}"
-                )
+
+        async def read_epoch() -> int:
+            return (await self.read_facts()).log_epoch
+
+        epoch = await wait_superseded(read_epoch, self.facts.log_epoch)
+        raise TimelineSetupError(
+            f"keyspace {self._keyspace} belongs to log epoch {epoch} now, this process serves {self.facts.log_epoch}"
+        )
 
     def _table(self, name: str) -> _Table:
         try:

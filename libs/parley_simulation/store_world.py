@@ -14,6 +14,7 @@ from parley.log.v1.records_pb2 import CommandRecord, EventBatch, EventRecord
 from parley_checker.history import Device
 from parley_checker.verdict import Verdict
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
+from parley_simulation.epoch_fact import FACTS, wait_superseded
 from parley_simulation.plan import Plan, Scene
 from parley_simulation.processes import (
     ContractError,
@@ -86,7 +87,7 @@ class StoreWorld:
                     rng=process.rng,
                 )
             )
-            await asyncio.Event().wait()
+            await wait_superseded(process.timeline)
 
     async def _drive(self) -> None:
         """Let the devices ask, end the faults, and wait until all of it is answered and everything is quiet."""
@@ -244,7 +245,7 @@ def run_seed(
         topics = {COMMANDS: count, EVENTS: count, OFFLINE: count, DEAD_LETTERS: count}
         chances = plan.rates if rates is None else rates
         async with open_simulation(
-            seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=chances, keep_trace=keep_trace
+            seed, topics=topics, durable_topics=(COMMANDS,), tables=(*TABLES, FACTS), rates=chances, keep_trace=keep_trace
         ) as simulation:
             world = StoreWorld(simulation, plan, settings or drawn)
             try:

@@ -25,6 +25,7 @@ from parley_checker.verdict import Fault, Verdict
 from parley_protocol.topics import COMMANDS, DEAD_LETTERS, EVENTS, OFFLINE
 from parley_simulation.bots import Bot
 from parley_simulation.devices import CALM, Crowd, SimulatedDevice
+from parley_simulation.epoch_fact import FACTS, wait_superseded
 from parley_simulation.network import Endpoint
 from parley_simulation.ownership_judge import OwnershipJudge
 from parley_simulation.plan import Plan, Scene
@@ -285,7 +286,7 @@ class World:
         ) as store:
             store.register(server)
             with self._store.serving(server):
-                await asyncio.Event().wait()
+                await wait_superseded(process.timeline)
 
     async def _run_router(self, process: Incarnation) -> None:
         simulation, server = self.simulation, InProcessServer()
@@ -382,7 +383,7 @@ def run_world(
             repaired = {*REGISTRY_FAULTS, SLOW_READER}  # by a Sync
             chances = {kind: 0.0 if kind in repaired else chance for kind, chance in chances.items()}
         async with open_simulation(
-            seed, topics=topics, durable_topics=(COMMANDS,), tables=TABLES, rates=chances, keep_trace=keep_trace
+            seed, topics=topics, durable_topics=(COMMANDS,), tables=(*TABLES, FACTS), rates=chances, keep_trace=keep_trace
         ) as simulation:
             world = World(simulation, plan, tiny_settings(rng), only_router_dies=only_router_dies)
             try:

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 from engine_fixtures import EnginesOfTheRun
 from prometheus_client import CollectorRegistry
 
-from chassis import timeline_cql
 from chassis.timeline import Row, TimelineSetupError, TimelineUnavailableError
 from chassis.timeline_cql import CqlTimeline, open_cql_timeline
 from chassis.timeline_cql_connect import open_cql_session
@@ -157,7 +156,7 @@ def test_the_command_applies_and_says_on_what(settings: CqlSettings) -> None:
 async def test_a_store_of_an_older_log_is_told_to_stop(
     settings: CqlSettings, session: CqlSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timeline_cql, "_FACTS_SECONDS", 0.05)
+    monkeypatch.setattr("chassis.log_epoch._LOOK_SECONDS", 0.05)
     await apply_schema(session, settings.keyspace, "1", ONE)
     async with open_cql_timeline(settings, ["events"], schema_version=1, metrics=CollectorRegistry()) as timeline:
         looks, read = asyncio.Semaphore(0), timeline.read_facts

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from chassis import log_epoch
 from parley_client.timelines import Timelines
 from parley_simulation.plan import Scene
 from services.store import decide, membership, rows
@@ -70,6 +71,9 @@ mutations: dict[str, OneLine] = {
     ),
     "the offset passes a batch that failed": OneLine(
         STORE, Applier, "_process", "sleep(delay)\n        consumer.retry(batch)", "sleep(delay)\n        consumer.done(batch)"
+    ),
+    "a question for the log epoch that gets no answer ends the store": OneLine(
+        STORE, log_epoch, "wait_superseded", "except TimelineUnavailableError:", "except ZeroDivisionError:"
     ),
     # Watermarks and unread.
     "a read watermark may be beyond the head": OneLine(

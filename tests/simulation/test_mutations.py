@@ -23,6 +23,7 @@ QUICK = (  # found by the first seed or two
     "the stamp is not loaded with the state",
     "a joining counts as a message",
     "the offset passes a batch that failed",
+    "a question for the log epoch that gets no answer ends the store",
     "a delivered watermark may be beyond the head",
     "sending reads up to the head",
     "what is read stays among the own unread",
