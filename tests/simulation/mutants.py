@@ -27,7 +27,7 @@ from tests.simulation import one_line_mutations
 LIKELY: Mapping[str, int] = {
     "dedupe looks only into the present week": 3,
     "a request counts however far log time has jumped back": 34,
-    "memory is kept over a jump of positions": 30,
+    "memory is kept over a jump of positions": 47,
     "what was loaded of a sender's requests is all, however much later it is": 50,
     "the router commits what it has queued, before it is delivered": 18,
     "the gateway forgets what an append that failed was to add": 3,
