@@ -1,7 +1,7 @@
 """Whose rate a command counts against."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chassis.rate import TokenBucket
@@ -56,13 +56,15 @@ def test_what_is_forgotten_is_full_and_what_is_full_is_forgotten():
 
 
 @given(st.lists(st.tuples(st.floats(0, 4), st.integers(0, 3), st.integers(1, 5)), max_size=80), st.integers(4, 100))
+@example([(0.0, 0, 4), (0.2, 0, 2), (0.8, 0, 4)], 4)
 def test_forgetting_grants_nobody_more_than_one_bucket_would(steps, most):
     """However often full ones are forgotten; only beyond the bound (not reached here) somebody gains."""
-    devices, buckets, now = DeviceRates(3.0, 5), [TokenBucket(3.0, 5) for _ in range(4)], 0.0
+    rounding = 1e-6  # a token's: refilled in other steps, a bucket may hold 1e-16 less
+    devices, buckets, now = DeviceRates(3.0, 5), [TokenBucket(3.0, 5 + rounding) for _ in range(4)], 0.0
     for count, (pause, user, n) in enumerate(steps):
         now += pause
         if count % most == 0:
             devices.forget_full(now)
         granted = devices.bucket_of(f"u{user}", "phone", now).take(now, n) == 0.0
-        assert not granted or buckets[user].take(now + 1e-6, n) == 0.0
+        assert not granted or buckets[user].take(now, n) == 0.0
         devices.forget_full(now)
