@@ -26,8 +26,8 @@ GROUP = "parley"
 MODULES = {
     "libs": ("chassis.rate", "chassis.timeline_pending", "parley_protocol.frames", "parley_protocol.ids", "parley_protocol.limits"),
     "": (
-        *("services.store." + name for name in ("actions", "decide", "encoding", "membership")),
-        *("services.store." + name for name in ("recent", "rows", "seen_keys", "state")),
+        *("services.store." + name for name in ("actions", "decide", "encoding", "loaded", "membership")),
+        *("services.store." + name for name in ("recent", "rows", "seen_keys", "state", "work")),
         *("services.gateway." + name for name in ("commands", "inbound", "records")),
     ),
 }

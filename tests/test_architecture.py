@@ -86,12 +86,14 @@ PURE = [
     "services/store/actions.py",
     "services/store/decide.py",
     "services/store/encoding.py",
+    "services/store/loaded.py",
     "services/store/membership.py",
     "services/store/page_tokens.py",
     "services/store/recent.py",
     "services/store/rows.py",
     "services/store/seen_keys.py",
     "services/store/state.py",
+    "services/store/work.py",
 ]
 IMPURE_MODULES = {"asyncio", "threading", "concurrent", "time", "secrets", "socket", "sqlite3", "subprocess", "os", "grpc.aio"}
 IMPURE_NAMES = {"datetime.now", "datetime.today", "datetime.utcnow", "date.today", "grpc.aio", "uuid.uuid4", "uuid.uuid7"}

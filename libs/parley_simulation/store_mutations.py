@@ -10,10 +10,11 @@ from chassis.testing.faulty_log import FaultyConsumer
 from chassis.testing.virtual_loop import START_WALL_MS
 from chassis.timeline_sqlite import SqliteTimeline
 from parley.api.v1.commands_pb2 import SendMessage
-from services.store import apply, decide, encoding, membership, rows
+from services.store import apply, decide, encoding, membership, rows, work
 from services.store.apply import Applier
 from services.store.decide import Known
-from services.store.memory import Loaded, PartitionMemory
+from services.store.loaded import Loaded
+from services.store.memory import PartitionMemory
 from services.store.state import ConversationState, Member
 
 
@@ -105,19 +106,19 @@ def _(patch: Patch) -> None:
 
 @mutation("states are written together with phase 1")
 def _(patch: Patch) -> None:
-    original = apply._Work.rows
+    original = work.Work.rows
 
     def together(self: Any) -> tuple[list[Any], list[Any]]:
         first, second = original(self)
         return first + second, []
 
-    patch.setattr(apply._Work, "rows", together)
+    patch.setattr(work.Work, "rows", together)
 
 
 @mutation("states are written before phase 1")
 def _(patch: Patch) -> None:
-    original = apply._Work.rows
-    patch.setattr(apply._Work, "rows", lambda self: original(self)[::-1])
+    original = work.Work.rows
+    patch.setattr(work.Work, "rows", lambda self: original(self)[::-1])
 
 
 @mutation("memory is kept over a jump of positions")

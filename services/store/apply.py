@@ -7,18 +7,16 @@ states.
 
 import asyncio
 import random
-from collections.abc import Sequence
 from typing import Final
 
 import structlog
-from google.protobuf.message import DecodeError
 
 from chassis.backoff import Backoff
 from chassis.clock import Clock
 from chassis.errors import Internal, status_of
 from chassis.eventlog import EventLog, LogBatch, LogConsumer, LogEntry, LogRecord, LogUnavailableError
 from chassis.tasks import Tasks
-from chassis.timeline import Row, Timeline, TimelineUnavailableError
+from chassis.timeline import Timeline, TimelineUnavailableError
 from parley.log.v1.records_pb2 import CommandRecord, DeadLetter
 from parley.store.v1.rows_pb2 import StopRow
 from parley_protocol.frames import OUTCOME_TAG, field
@@ -27,12 +25,13 @@ from services.store import encoding, rows
 from services.store.actions import UndecidableError
 from services.store.config import StoreSettings
 from services.store.decide import Effect, NewerRulesError, decide
-from services.store.memory import Decodable, Loaded, PartitionMemory
+from services.store.loaded import Decodable, item_of
+from services.store.memory import PartitionMemory
 from services.store.metrics import StoreMetrics
 from services.store.recent import RecentEvents
-from services.store.seen_keys import key_hash
 from services.store.state import NewerEpochError, Position
 from services.store.stops import APPLIED, SKIPPED, STOPPED, around_skips, load_stops, read_stop, write_stop
+from services.store.work import Work, event_batches, event_record
 
 GROUP = "store"
 _REASON_CHARS: Final = 1_000  # of why a partition stopped, as the tables keep it
@@ -187,7 +186,7 @@ class Applier:
         await self._log.append(DEAD_LETTERS, partition, [_dead_letter(position, raw.key, raw.value, reason)])
         answer = _answer_to_skipped(raw, reason)
         if answer:
-            await self._log.append(EVENTS, partition, _event_batches([answer], self._settings.publish_bytes))
+            await self._log.append(EVENTS, partition, event_batches([answer], self._settings.publish_bytes))
         self._metrics.dead_lettered.inc()
         memory.begin(raw.offset)
         memory.finish(raw.offset + 1)
@@ -221,7 +220,7 @@ class Applier:
         await memory.load(decodable)
         loaded_at = self._clock.monotonic()
 
-        work = _Work(self._settings.bucket_bits)
+        work = Work(self._settings.bucket_bits)
         for item in decodable:
             self._decide(memory, batch.partition, item, work, letters)
         first, second = work.rows()
@@ -237,7 +236,7 @@ class Applier:
         for conversation_id, seq, event in work.events:
             self._recent.add(conversation_id, seq, event)
         if work.records:
-            await self._log.append(EVENTS, batch.partition, _event_batches(work.records, self._settings.publish_bytes))
+            await self._log.append(EVENTS, batch.partition, event_batches(work.records, self._settings.publish_bytes))
         memory.settle(decodable)
         memory.finish(batch.records[-1].offset + 1)
 
@@ -256,22 +255,16 @@ class Applier:
     def _decode(self, batch: LogBatch, letters: list[LogEntry]) -> list[Decodable]:
         decodable = []
         for raw in batch.records:
-            try:
-                record = CommandRecord.FromString(raw.value)
-            except DecodeError:
-                record = None
-            if record is None or record.conversation_id.encode() != raw.key:
-                position = Position(self._log.epoch, batch.partition, raw.offset)
-                letters.append(_dead_letter(position, raw.key, raw.value, "the record does not parse, or not under this key"))
-                self._metrics.dead_lettered.inc()
+            item = item_of(raw)
+            if item is not None:
+                decodable.append(item)
                 continue
-            key = b""
-            if record.WhichOneof("body") == "command":
-                key = rows.request_key(record.device_id, record.command.request_id)
-            decodable.append(Decodable(raw.offset, raw.time_ms, record, key, key_hash(key) if key else 0))
+            position = Position(self._log.epoch, batch.partition, raw.offset)
+            letters.append(_dead_letter(position, raw.key, raw.value, "the record does not parse, or not under this key"))
+            self._metrics.dead_lettered.inc()
         return decodable
 
-    def _decide(self, memory: PartitionMemory, partition: int, item: Decodable, work: "_Work", letters: list[LogEntry]) -> None:
+    def _decide(self, memory: PartitionMemory, partition: int, item: Decodable, work: Work, letters: list[LogEntry]) -> None:
         record = item.record
         loaded = memory[record.conversation_id]
         position = Position(self._log.epoch, partition, item.offset)
@@ -287,82 +280,6 @@ class Applier:
         work.add(loaded, item, effect)
 
 
-class _Work:
-    """What a batch's decisions add up to."""
-
-    def __init__(self, bucket_bits: int) -> None:
-        self._bucket_bits = bucket_bits
-        self._events: list[Row] = []
-        self._fates: dict[tuple[str, bytes], Row] = {}  # a row stands once: a key may be decided anew when its time is over
-        self.touched: dict[str, Loaded] = {}
-        self.events: list[tuple[str, int, bytes]] = []
-        self.records: list[bytes] = []  # encoded elements of EventBatch.events
-        self.accepted = self.rejected = self.acked = self.answered_again = 0
-
-    def add(self, loaded: Loaded, item: Decodable, effect: Effect) -> None:
-        record = item.record
-        conversation_id = record.conversation_id
-        self.touched[conversation_id] = loaded
-        if effect.event:
-            self.accepted += 1
-            self._events.append(rows.event_row(conversation_id, effect.seq, effect.event, effect.stamp, self._bucket_bits))
-            self.events.append((conversation_id, effect.seq, effect.event))
-            loaded.note_event(effect.seq, effect.event)
-        elif effect.fate is not None:
-            self.rejected += 1
-        elif effect.actor:
-            self.acked += 1
-        else:
-            self.answered_again += 1
-        if effect.fate is not None:
-            row = rows.fate_row(conversation_id, record.user_id, item.key, effect.fate, effect.stamp)
-            self._fates[row.partition, item.key] = row
-            loaded.remember(record.user_id, item, effect.fate)
-        self.records.append(_event_record(record, effect))
-
-    def rows(self) -> tuple[list[Row], list[Row]]:
-        """Return the rows of both phases."""
-        first, second = [*self._events, *self._fates.values()], []
-        for loaded in self.touched.values():
-            state = loaded.state
-            if state.dirty:
-                first.extend(rows.inbox_rows(state))
-                second.extend(rows.state_rows(state))
-                rows.clear_dirty(state)
-        return first, second
-
-
-def _event_record(record: CommandRecord, effect: Effect) -> bytes:
-    return encoding.event_record(
-        record.conversation_id,
-        effect.seq,
-        record.user_id,
-        record.device_id,
-        record.gateway_id,
-        record.session_id,
-        effect.shared,
-        effect.own,
-        effect.actor,
-        effect.recipients,
-        all_members=effect.all_members,
-        membership_changes=effect.membership_changes,
-        wakes=effect.wakes,
-    )
-
-
-def _event_batches(records: Sequence[bytes], max_bytes: int) -> list[LogEntry]:
-    """Pack encoded elements of EventBatch.events into as few log entries as their size allows."""
-    entries: list[LogEntry] = []
-    first = size = 0
-    for index, record in enumerate(records):
-        if size and size + len(record) > max_bytes:
-            entries.append(LogEntry(b"", b"".join(records[first:index])))
-            first, size = index, 0
-        size += len(record)
-    entries.append(LogEntry(b"", b"".join(records[first:])))
-    return entries
-
-
 def _refused_for_good(record: CommandRecord, why: str) -> Effect | None:
     """Tell the device of a command that lies in the dead letters."""
     if record.WhichOneof("body") != "command":
@@ -376,7 +293,7 @@ def _answer_to_skipped(raw: LogRecord, reason: str) -> bytes:
     try:
         record = CommandRecord.FromString(raw.value)
         effect = _refused_for_good(record, reason)
-        return b"" if effect is None else _event_record(record, effect)
+        return b"" if effect is None else event_record(record, effect)
     except Exception as error:
         _log.warning("store.skip_not_answered", offset=raw.offset, error=str(error))
         return b""

@@ -11,16 +11,15 @@ READS = ("tests/unit/test_store_reads.py", "tests/unit/test_store_sync.py", "tes
 ROUTER = ("tests/unit/test_router.py", "tests/unit/test_router_slots.py")
 TIMELINES = ("tests/unit/test_client_timelines.py", "tests/unit/test_client_pages.py", "tests/unit/test_client_watermarks.py")
 
+MEMORY = ("tests/unit/test_store_memory.py", "tests/unit/test_store_memory_answers.py", "tests/unit/test_store_memory_reads.py")
+
 TESTS: dict[str, tuple[str, ...]] = {
     "services/store/decide.py": STORE,
     "services/store/actions.py": STORE,
     "services/store/state.py": (*STORE, "tests/unit/test_store_rows.py"),
     "services/store/membership.py": STORE,
-    "services/store/memory.py": (
-        "tests/unit/test_store_memory.py",
-        "tests/unit/test_store_memory_answers.py",
-        "tests/unit/test_store_memory_reads.py",
-    ),
+    "services/store/loaded.py": MEMORY,
+    "services/store/memory.py": MEMORY,
     "services/store/seen_keys.py": ("tests/unit/test_store_memory.py",),
     "services/store/rows.py": (*STORE, *READS, "tests/unit/test_store_rows.py", "tests/unit/test_store_memory.py"),
     "services/store/encoding.py": ("tests/unit/test_store_encoding.py", *STORE),

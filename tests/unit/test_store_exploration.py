@@ -9,7 +9,7 @@ import structlog
 
 from parley.api.v1.commands_pb2 import AddMembers, CreateGroup, Leave, RemoveMember, SendMessage
 from parley.log.v1.records_pb2 import CommandRecord
-from services.store import apply, decide
+from services.store import decide, work
 from services.store.apply import Applier
 from services.store.memory import PartitionMemory
 from services.store.state import ConversationState, Member
@@ -142,11 +142,11 @@ def keep_memory_after_a_failure(patch: pytest.MonkeyPatch) -> None:
 
 
 def write_states_with_phase_1(patch: pytest.MonkeyPatch) -> None:
-    replace(patch, apply._Work, "rows", "return first, second", "return first + second, []")
+    replace(patch, work.Work, "rows", "return first, second", "return first + second, []")
 
 
 def write_states_first(patch: pytest.MonkeyPatch) -> None:
-    replace(patch, apply._Work, "rows", "return first, second", "return second, first")
+    replace(patch, work.Work, "rows", "return first, second", "return second, first")
 
 
 def commit_before_the_write(patch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ from chassis.timeline import Row
 from parley.api.v1.commands_pb2 import SendMessage
 from parley.api.v1.events_pb2 import Event
 from parley_protocol.topics import topics
-from services.store import memory, rows, seen_keys
+from services.store import rows, seen_keys
 from services.store.apply import Applier
 from services.store.config import StoreSettings
 from services.store.decide import DEDUPE_MS, Fate
-from services.store.memory import Decodable, PartitionMemory
+from services.store.loaded import Decodable, Loaded
+from services.store.memory import PartitionMemory
 from services.store.metrics import StoreMetrics
 from services.store.recent import RecentEvents
 from services.store.seen_keys import SeenKeys, key_hash
@@ -106,8 +107,8 @@ def test_recent_events_are_64_a_conversation_and_each_counts_once():
 
 
 async def test_a_partitions_memory_is_bounded_in_conversations_and_in_what_each_keeps(monkeypatch):
-    monkeypatch.setattr(memory, "_FATES_KEPT", 5)
-    monkeypatch.setattr(memory, "_COUNTS_KEPT", 5)
+    monkeypatch.setattr("services.store.loaded._FATES_KEPT", 5)
+    monkeypatch.setattr("services.store.loaded._COUNTS_KEPT", 5)
     async with open_embedded_engines(None, topics={}, durable_topics=(), tables=rows.TABLES, clock=SystemClock()) as engines:
         kept = PartitionMemory(engines.timeline, epoch=1, partition=0, bucket_bits=4, max_conversations=3)
         for offset in range(50):
@@ -132,13 +133,13 @@ async def test_a_partitions_memory_is_bounded_in_conversations_and_in_what_each_
     ("owner", "function", "old", "new"),
     [
         (PartitionMemory, "finish", "while len(self._conversations) > self._max_conversations:", "while False:"),
-        (PartitionMemory, "settle", "_trim(loaded.counts, _COUNTS_KEPT)", "pass"),
-        (PartitionMemory, "settle", "_trim(sender.fates, _FATES_KEPT)", "pass"),
-        (PartitionMemory, "settle", "loaded.events.clear()", "loaded.events[0] = b''"),
+        (Loaded, "settle", "_trim(self.counts, _COUNTS_KEPT)", "pass"),
+        (Loaded, "settle", "_trim(sender.fates, _FATES_KEPT)", "pass"),
+        (Loaded, "settle", "self.events.clear()", "self.events[0] = b''"),
         (PartitionMemory, "begin", "offset != self._next_offset", "False"),
     ],
 )
-async def test_a_memory_that_keeps_everything_is_found(owner, function, old, new, monkeypatch):
+async def test_a_planted_memory_that_keeps_everything_is_found(owner, function, old, new, monkeypatch):
     replace(monkeypatch, owner, function, old, new)
     with pytest.raises(AssertionError):
         await test_a_partitions_memory_is_bounded_in_conversations_and_in_what_each_keeps(monkeypatch)
@@ -217,7 +218,7 @@ async def test_a_memory_that_believes_answers_of_a_log_that_is_over_is_found(bro
 
 async def test_what_was_read_for_records_that_change_nothing_is_not_kept(monkeypatch):
     """A device may tell again and again what it read long ago: each time an event says how many messages that was."""
-    monkeypatch.setattr(memory, "_COUNTS_KEPT", 5)
+    monkeypatch.setattr("services.store.loaded._COUNTS_KEPT", 5)
     scene = group_scene("bob")
     for number in range(2, 22):
         say(scene, "alice", number)

@@ -13,7 +13,8 @@ from parley.log.v1.records_pb2 import CommandRecord
 from parley_protocol.ids import direct_conversation_id
 from services.store import rows
 from services.store.decide import Effect, Fate, Known, counts, decide
-from services.store.memory import Decodable, Loaded, PartitionMemory
+from services.store.loaded import Decodable, Loaded
+from services.store.memory import PartitionMemory
 from services.store.seen_keys import key_hash
 from services.store.state import Position
 from tests.unit.store_scene import AB, T0, Scene, ack_record, command_record

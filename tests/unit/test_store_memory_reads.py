@@ -10,7 +10,8 @@ from parley.api.v1.events_pb2 import Event
 from parley.log.v1.records_pb2 import CommandRecord
 from services.store import memory, rows
 from services.store.decide import DEDUPE_MS, Fate
-from services.store.memory import Decodable, Loaded, PartitionMemory, Sender
+from services.store.loaded import Decodable, Loaded, Sender
+from services.store.memory import PartitionMemory
 from services.store.seen_keys import SeenKeys, key_hash
 from services.store.state import DIRECT, GROUP, ConversationState, Position
 from tests.unit.store_scene import AB, T0, ack_record, command_record
@@ -77,7 +78,7 @@ async def test_each_thing_is_read_once():
 
 
 async def test_what_was_decided_and_is_forgotten_is_asked_for(monkeypatch):
-    monkeypatch.setattr(memory, "_FATES_KEPT", 0)
+    monkeypatch.setattr("services.store.loaded._FATES_KEPT", 0)
     tables = Tables()
     kept = memory_of(tables)
     await kept.load([message(1)])
@@ -204,8 +205,8 @@ async def test_an_event_is_read_for_the_record_that_caused_it_and_for_no_resend(
 
 
 async def test_nothing_of_a_batch_is_kept_but_the_newest_fates_and_counts(monkeypatch):
-    monkeypatch.setattr(memory, "_FATES_KEPT", 3)
-    monkeypatch.setattr(memory, "_COUNTS_KEPT", 2)
+    monkeypatch.setattr("services.store.loaded._FATES_KEPT", 3)
+    monkeypatch.setattr("services.store.loaded._COUNTS_KEPT", 2)
     kept = memory_of(Tables())
     batch = [message(number) for number in range(1, 6)]
     await kept.load(batch)
