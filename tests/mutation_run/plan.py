@@ -18,7 +18,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "services/store/actions.py": STORE,
     "services/store/state.py": (*STORE, "tests/unit/test_store_rows.py"),
     "services/store/membership.py": STORE,
-    "services/store/loaded.py": MEMORY,
+    "services/store/loaded.py": (*MEMORY, "tests/unit/test_store_loaded.py"),
     "services/store/memory.py": MEMORY,
     "services/store/seen_keys.py": ("tests/unit/test_store_memory.py",),
     "services/store/rows.py": (*STORE, *READS, "tests/unit/test_store_rows.py", "tests/unit/test_store_memory.py"),

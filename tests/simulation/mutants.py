@@ -32,6 +32,11 @@ LIKELY: Mapping[str, int] = {
     "the router commits what it has queued, before it is delivered": 33,
     "the gateway drops what a full outbox has no room for, and says nothing": 1,
     "a gateway takes frames under any epoch": 3,
+    "rejections are not sticky": 3,
+    "another payload under the same request_id is answered as the first": 3,
+    "an append is told of before the disk has it": 10,
+    "offsets and events get into the tables' file before their rows": 10,
+    "the gateway drops watermarks that a partition does not take at once": 11,
     "what is free is taken at once under a new session": 2,
 }
 SEEDS_MAX = 200  # of a mutation that survives: far more than any that is found needs

@@ -11,7 +11,7 @@ from parley_simulation.store_judge import Tables
 from parley_simulation.store_world import run_seed
 from parley_simulation.world import World, run_world
 from services.router.recipients import Group
-from services.store import decide, memory, rows, seen_keys, state
+from services.store import decide, loaded, memory, rows, seen_keys, state
 from services.store.reads import conversation_of
 from services.store.seen_keys import SeenKeys
 from tests.simulation.mutants import likely_first
@@ -71,7 +71,7 @@ def send_to_the_present_ones(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("large_groups")
-@pytest.mark.parametrize(("break_it", "likely"), [(forget_membership, 8), (send_to_the_present_ones, 10)])
+@pytest.mark.parametrize(("break_it", "likely"), [(forget_membership, 11), (send_to_the_present_ones, 16)])
 def test_a_broken_rule_of_large_groups_is_found(break_it, likely, monkeypatch):
     break_it(monkeypatch)
     with pytest.raises(BrokenError):
@@ -86,8 +86,8 @@ def run_all(run: Callable[[int], Any], likely: int | None = None) -> None:
 @pytest.fixture(params=[1, 10_000], ids=["full-at-once", "growing"])
 def small_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store keeps one answer a sender and one count a conversation; its filters are full at once, or grow by the key."""
-    monkeypatch.setattr(memory, "_FATES_KEPT", 1)
-    monkeypatch.setattr(memory, "_COUNTS_KEPT", 1)
+    monkeypatch.setattr(loaded, "_FATES_KEPT", 1)
+    monkeypatch.setattr(loaded, "_COUNTS_KEPT", 1)
     monkeypatch.setattr(memory, "_KEYS_LOADED_MAX", request.param)
     monkeypatch.setattr(seen_keys, "_FIRST_LAYER_KEYS", 1)
     monkeypatch.setattr(seen_keys, "_LAYERS_MAX", 1 if request.param == 1 else 6)

@@ -38,6 +38,23 @@ def test_memory_is_bounded_and_who_came_last_is_remembered(monkeypatch: pytest.M
         assert devices._count == sum(map(len, devices._users.values()))
 
 
+def test_a_generation_holds_half_of_all_and_who_comes_back_is_counted_with_all_he_has(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rates, "_MAX_BUCKETS", 11)
+    devices = DeviceRates(1.0, 5)
+    for number in range(3):
+        devices.bucket_of("alice", f"d{number}", 0.0)
+    for user in ("bob", "carol"):
+        devices.bucket_of(user, "phone", 0.0)
+    assert (len(devices._users), len(devices._earlier)) == (3, 0)
+    devices.bucket_of("dave", "phone", 10.0)
+    assert (len(devices._users), len(devices._earlier)) == (1, 3)
+    devices.bucket_of("erin", "phone", 10.0)
+    devices.bucket_of("alice", "d0", 10.0)  # two and her three: the turn before she is one of the new
+    assert (devices._users.keys(), devices._earlier.keys()) == ({"alice"}, {"dave", "erin"})
+    devices.forget_full(14.0)  # 4 s after the turn there may be some that are not full
+    assert devices.user_count == 3
+
+
 def test_what_is_forgotten_is_full_and_what_is_full_is_forgotten():
     devices = DeviceRates(2.0, 10)
     devices.forget_full(100.0)
