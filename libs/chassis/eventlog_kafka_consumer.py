@@ -9,7 +9,7 @@ taken away and given out anew whenever a member comes or goes. A consumer that g
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -318,11 +318,12 @@ def _has_joined(consumer: AIOKafkaConsumer) -> bool:
 
 
 async def abandon_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Stop a consumer; one whose broker does not answer loses its tasks. These are aiokafka's own, of the version in the lock."""
-    with suppress(*KAFKA_ERRORS):
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await consumer.stop()
-            return
+    """Stop a consumer; one that does not stop loses its tasks. These are aiokafka's own, of the version in the lock.
+
+    What fails on the way goes no further: raised in place of a cancellation, it would let whoever was told to end go on.
+    """
+    if await _succeeds(consumer.stop()):
+        return
     coordinator, fetcher, client = consumer._coordinator, consumer._fetcher, consumer._client
     tasks: list[asyncio.Task[Any] | None] = [client._sync_task]
     if coordinator is not None:
@@ -334,5 +335,16 @@ async def abandon_consumer(consumer: AIOKafkaConsumer) -> None:
         task.cancel()
     if left:
         await asyncio.wait(left, timeout=_CLOSE_SECONDS)
-    with suppress(*KAFKA_ERRORS):
-        await client.close()
+    await _succeeds(client.close())
+
+
+async def _succeeds(closing: Awaitable[None]) -> bool:
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await closing
+    except KAFKA_ERRORS:
+        return False
+    except Exception as error:  # aiokafka's mistake, not the engine's
+        _log.warning("kafka.consumer_not_closed", exc_info=error)
+        return False
+    return True

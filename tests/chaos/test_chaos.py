@@ -9,23 +9,35 @@ from cluster_process import ENGINES
 from engine_fixtures import EnginesOfTheRun
 from parley_process import Parley
 
+from parley_chaos.watch import is_own_error
+
 pytestmark = pytest.mark.engines(*ENGINES)
 SERVICES = ("store-1", "store-2", "router-1", "router-2", "gateway-1", "gateway-2")
 LINKS = (*(f"to-{name}" for name in SERVICES), "store-1-to-scylladb", "store-2-to-scylladb", "devices-to-gateway-1")
 TARGETS = (*SERVICES, *LINKS, "kafka", "scylladb", "store", "router", "devices")  # of each kind one that costs seconds
 RESUMED_SECONDS = 30  # after an engine is back, everything flows again
+ERROR_LINES = 80  # of a stack among what others say meanwhile
 SECONDS = 280  # three times what an idle machine takes; a run of tests is ended after 300 s of silence
 
 
 def chaos(tmp_path: Path, engines: EnginesOfTheRun, *arguments: str) -> tuple[int, dict[str, Any]]:
     """Run the command on engines of its own, whose files this run has provisioned."""
-    with Parley("chaos", "--json", *arguments, home=tmp_path, env={"XDG_CACHE_HOME": str(engines.cache_home)}) as program:
+    kept = tmp_path / "chaos"
+    arguments = ("chaos", "--json", "--keep", str(kept), *arguments)
+    with Parley(*arguments, home=tmp_path, env={"XDG_CACHE_HOME": str(engines.cache_home)}) as program:
         code = program.wait(SECONDS)
         assert code in (0, 1), program.stderr.rest()
         report: dict[str, Any] = json.loads(program.stdout.rest())
         if code:
-            report["said"] = program.stderr.rest()
+            report["said"] = program.stderr.rest() + errors_in((kept / "services.log").read_text())
         return code, report
+
+
+def errors_in(log: str) -> str:
+    """Return what services said of their own errors, with the lines that follow: where it came from."""
+    lines = log.splitlines()
+    errors = [number for number, line in enumerate(lines) if is_own_error(line)]
+    return "".join("\n".join(["", *lines[number : number + ERROR_LINES]]) for number in errors)
 
 
 def test_a_short_run_keeps_the_contract(tmp_path: Path, engines: EnginesOfTheRun) -> None:
