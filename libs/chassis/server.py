@@ -135,35 +135,33 @@ def _bind(server: grpc.aio.Server, bind: str, tls: TlsFiles | Callers | None) ->
     try:
         port = server.add_insecure_port(bind) if credentials is None else server.add_secure_port(bind, credentials)
     except RuntimeError as error:
-        raise BindError(f"can't listen on {bind}: {_why_not(bind)}") from error
+        raise _refusal(bind, _why_not(bind)) from error
     if port == 0:
-        raise BindError(f"can't listen on {bind}: {_why_not(bind)}")
+        raise _refusal(bind, _why_not(bind))
     return port
 
 
 def refuse_taken(bind: str) -> None:
     """See, before much else is started, that one could listen on host:port now. Raises BindError."""
-    try:
-        _try_bind(bind)
-    except OSError as error:
-        raise BindError(f"can't listen on {bind}: {error}") from error
+    if why := _why_not(bind):
+        raise _refusal(bind, why)
+
+
+def _refusal(bind: str, why: str) -> BindError:
+    return BindError(f"can't listen on {bind}: {why or 'the address was refused'}")
 
 
 def _why_not(bind: str) -> str:
-    """Find out why an address could not be bound, which gRPC only logs."""
+    """Find out why an address can't be bound, which gRPC only logs; nothing: it can."""
+    host, port = split_bind(bind)
     try:
-        _try_bind(bind)
+        for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: connections that have ended take nothing
+                probe.bind(address)
     except OSError as error:
         return error.strerror or str(error)
-    return "the address was refused"
-
-
-def _try_bind(bind: str) -> None:
-    host, port = split_bind(bind)
-    for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: connections that have ended take nothing
-            probe.bind(address)
+    return ""
 
 
 def split_bind(bind: str) -> tuple[str, int]:

@@ -21,7 +21,7 @@ from chassis import server as server_module
 from chassis import transport
 from chassis.certificates import TlsError, TlsFiles
 from chassis.channels import open_channel
-from chassis.server import BindError, open_server
+from chassis.server import BindError, open_server, refuse_taken
 from chassis.transport import TlsRoots
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -119,8 +119,11 @@ async def test_reflection_describes_a_service(channel):
 
 
 async def test_a_second_server_on_the_address_is_refused_by_name(running):
-    with pytest.raises(BindError, match=rf"^can't listen on {re.escape(running.address)}: Address already in use$"):
+    with pytest.raises(BindError, match=rf"^can't listen on {re.escape(running.address)}: Address already in use$") as refused:
         await open_server(bind=running.address, register=register).__aenter__()
+    with pytest.raises(BindError) as beforehand:
+        refuse_taken(running.address)
+    assert str(beforehand.value) == str(refused.value)
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1:99999", "256.0.0.1:0", "nonsense", ":1", "192.0.2.1:0"])
