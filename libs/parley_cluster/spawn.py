@@ -48,9 +48,13 @@ class Spawned:
         self._process.send_signal(number)
 
     def tell(self, line: str) -> None:
-        """Write a line to its stdin, which was asked for as a pipe. Short ones only: what a pipe does not take at once blocks."""
+        """Write a line to its stdin, which was asked for as a pipe; nothing happens if it has ended.
+
+        Short ones only: what a pipe does not take at once blocks.
+        """
         assert self._process.stdin
-        self._process.stdin.write(f"{line}\n".encode())
+        with suppress(BrokenPipeError, ValueError):  # ValueError: it was waited for, and the pipe is closed
+            self._process.stdin.write(f"{line}\n".encode())
 
 
 class _Pipe(asyncio.StreamReaderProtocol):
@@ -59,7 +63,17 @@ class _Pipe(asyncio.StreamReaderProtocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.reader = asyncio.StreamReader(_LINE_BYTES, loop)
         self.closed = asyncio.Event()
+        self._connection: asyncio.BaseTransport | None = None
         super().__init__(self.reader, loop=loop)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._connection = transport
+
+    def close(self) -> None:
+        """Hear no more."""
+        if self._connection is not None:
+            self._connection.close()
 
     def eof_received(self) -> bool:
         super().eof_received()
@@ -83,13 +97,18 @@ async def spawn(
     # A thread for each, which sleeps: the loop's pool has few, and uvloop watches only what it has forked itself.
     threading.Thread(target=_wait, args=(process, loop, ended), name=f"wait {process.pid}", daemon=True).start()
     files = [file for file in (process.stdout, process.stderr) if file]
+    pipes: list[_Pipe] = []
     try:
-        return Spawned(process, ended, [await _connect(loop, file) for file in files])
+        for file in files:
+            pipes.append(await _connect(loop, file))  # noqa: PERF401 - those that came so far are closed below
     except BaseException:  # a cancellation: nobody would have it
         process.kill()
-        for file in files:
+        for pipe in pipes:
+            pipe.close()  # and its file: closed by us, it would stay with the loop, under a number that others get
+        for file in files[len(pipes) :]:
             file.close()
         raise
+    return Spawned(process, ended, pipes)
 
 
 def _begin(command: Sequence[str], environ: Mapping[str, str] | None, stdin: int, stderr: int | None) -> "subprocess.Popen[bytes]":

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+from typing import IO
 
 import pytest
 
@@ -35,6 +36,7 @@ async def test_it_is_told_lines_until_it_is_ended_and_a_signal_later_reaches_nob
     process.signal(signal.SIGKILL)
     assert await process.wait() == process.code == -signal.SIGKILL
     process.signal(signal.SIGKILL)
+    process.tell("anything")
 
 
 async def test_what_can_not_be_started_says_so() -> None:
@@ -42,23 +44,47 @@ async def test_what_can_not_be_started_says_so() -> None:
         await spawn(["./there-is-no-such-program"])
 
 
-async def test_who_is_cancelled_meanwhile_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[ProcessIdentity] = []
-
-    async def never(_loop: object, _pipe: object) -> asyncio.StreamReader:
-        raise asyncio.CancelledError
-
-    begin = module._begin
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[ProcessIdentity]:
+    """Which processes were begun."""
+    begin, noted = module._begin, list[ProcessIdentity]()
 
     def noting(*arguments: object) -> object:
         process = begin(*arguments)
         identity = identify(process.pid)
         assert identity is not None
-        begun.append(identity)
+        noted.append(identity)
         return process
 
-    monkeypatch.setattr(module, "_connect", never)
     monkeypatch.setattr(module, "_begin", noting)
+    return noted
+
+
+async def test_who_is_cancelled_meanwhile_leaves_no_process(begun: list[ProcessIdentity], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(_loop: object, _pipe: object) -> asyncio.StreamReader:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(module, "_connect", never)
     with pytest.raises(asyncio.CancelledError):
         await spawn([*PYTHON, "import time; time.sleep(300)"])
     assert await asyncio.to_thread(wait_ended, begun[0], 10)
+
+
+async def test_who_is_cancelled_between_two_pipes_leaves_none_with_the_loop(
+    begun: list[ProcessIdentity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipes: list[module._Pipe] = []
+    connect = module._connect
+
+    async def once(loop: asyncio.AbstractEventLoop, file: IO[bytes]) -> module._Pipe:
+        if pipes:
+            raise asyncio.CancelledError
+        pipes.append(await connect(loop, file))
+        return pipes[0]
+
+    monkeypatch.setattr(module, "_connect", once)
+    with pytest.raises(asyncio.CancelledError):
+        await spawn([*PYTHON, "import time; time.sleep(300)"], stderr=PIPE)
+    assert await asyncio.to_thread(wait_ended, begun[0], 10)
+    async with asyncio.timeout(10):
+        await pipes[0].closed.wait()
