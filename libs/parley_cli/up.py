@@ -102,7 +102,7 @@ def up(
         "log_level": "PARLEY_LOG_LEVEL",
     }
     environ = dict(os.environ) | {names[flag]: value for flag, value in flags.items() if value is not None}
-    if until_stdin_ends and not is_pipe(sys.stdin.fileno()):
+    if until_stdin_ends and not (sys.stdin and is_pipe(sys.stdin.fileno())):  # there is none where it was closed
         raise SetupError("--until-stdin-ends needs a pipe as stdin.")
     if log_json:
         environ["PARLEY_LOG_JSON"] = "true"

@@ -1,6 +1,8 @@
 """Tokens, durations and settings as they are typed."""
 
 import json
+import os
+import sys
 import time
 from base64 import urlsafe_b64decode
 from pathlib import Path
@@ -13,7 +15,7 @@ from click.testing import CliRunner, Result
 from parley_cli.__main__ import COMMANDS, main
 from parley_cli.durations import duration
 from parley_cli.failures import SetupError
-from parley_cli.up import read_settings
+from parley_cli.up import read_settings, up
 from services.gateway.keys import KEY_FILE_NAME, load_or_create_key
 
 
@@ -117,6 +119,14 @@ def test_only_a_server_asks_for_the_compiled_form_and_once(
     result = run(*arguments)
     assert "Usage: main" in result.output
     assert len(roots) == asked
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "no pipe"])
+def test_a_stdin_whose_end_never_comes_is_refused(monkeypatch: pytest.MonkeyPatch, data: Path, is_open: bool) -> None:
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing if is_open else None)
+        with pytest.raises(SetupError, match="needs a pipe as stdin"):
+            up.main(["--until-stdin-ends", "--data", str(data)], standalone_mode=False)
 
 
 def test_an_unknown_command_is_refused() -> None:
