@@ -41,7 +41,7 @@ class EmbeddedEngines:
 class MemoryDisk:
     """Two databases in memory that stay when the engines on them are closed or crash: a simulated process's disk.
 
-    `sync_delay` is awaited until the platter has what was committed to the commands; without it it has that at once.
+    `sync_delay` is awaited until the platter has what was committed to the commands before; without it it has that at once.
     """
 
     def __init__(self, sync_delay: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -60,10 +60,11 @@ class MemoryDisk:
             return None
 
         async def begin() -> None:
+            content = connection.serialize()  # no more than that is promised: what is committed meanwhile waits for the next sync
             await delay()
             if self._connections[COMMANDS_FILE] is not connection:
                 raise OSError(errno.EIO, "the disk is gone")
-            self._on_platter[COMMANDS_FILE] = connection.serialize()
+            self._on_platter[COMMANDS_FILE] = content
 
         return DiskSync(-1, executor, begin)
 

@@ -17,6 +17,7 @@ from chassis import sqlite_checkpoints
 from chassis.clock import SystemClock
 from chassis.embedded import COMMANDS_FILE, TABLES_FILE, EmbeddedEngines, MemoryDisk, open_embedded_engines
 from chassis.eventlog import LogEntry, LogUnavailableError
+from chassis.executor import InlineExecutor
 from chassis.timeline import Point, Row, Timeline
 
 COMMANDS = 40
@@ -164,6 +165,29 @@ async def test_a_command_that_memory_was_told_to_have_survives_and_no_other() ->
                 await told
         async with opened(disk) as engines:
             assert [record.value async for record in engines.log.records("commands", 0)] == [b"told of"]
+
+
+async def test_a_sync_of_memory_covers_what_was_committed_before_it_was_asked_for_and_no_more() -> None:
+    asked, may_sync = asyncio.Event(), asyncio.Event()
+
+    async def delay() -> None:
+        asked.set()
+        await may_sync.wait()
+
+    with closing(MemoryDisk(delay)) as disk:
+        for name in (COMMANDS_FILE, TABLES_FILE):  # SQLite serializes no file that has nothing
+            disk.connection(name).execute("CREATE TABLE kept (number)")
+        file = disk.connection(COMMANDS_FILE)
+        file.execute("INSERT INTO kept VALUES (1)")
+        sync = disk.commands_sync(InlineExecutor())
+        assert sync is not None
+        syncing = asyncio.ensure_future(sync.sync())
+        await asked.wait()
+        file.execute("INSERT INTO kept VALUES (2)")
+        may_sync.set()
+        await syncing
+        disk.lose_power()
+        assert disk.connection(COMMANDS_FILE).execute("SELECT number FROM kept").fetchall() == [(1,)]
 
 
 @pytest.mark.parametrize("written_back", [(), (TABLES_FILE,)], ids=["as-synced", "as-committed"])
