@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+RUN_SECONDS = 100  # beyond what tests in such a run wait for each other
 
 
 def run(folder: Path, source: str, *options: str, **environ: str) -> str:
@@ -30,7 +33,10 @@ def run(folder: Path, source: str, *options: str, **environ: str) -> str:
         file,
     ]
     clean = {name: value for name, value in os.environ.items() if name != "CI"}
-    return subprocess.run(command, cwd=folder, env=clean | environ, capture_output=True, text=True, check=False).stdout
+    done = subprocess.run(
+        command, cwd=folder, env=clean | environ, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
+    )
+    return done.stdout
 
 
 SKIPS = """
@@ -133,7 +139,7 @@ def test_without_the_tools_for_an_engine_its_tests_do_not_run_and_say_so(tmp_pat
 
 
 MANY = """
-import multiprocessing, os, signal
+import multiprocessing, os, select, signal
 import pytest
 
 all_are_at_work = multiprocessing.get_context("fork").Barrier(3 if WITH_OWN else 2)
@@ -148,8 +154,23 @@ def test_each(number, request):
     print("said by", number)
     if number in FAIL:
         pytest.fail("on purpose")
-    if DIE and multiprocessing.current_process().name == "worker-1":
+    if DIE:
+        DIE(request)
+
+def alone(request):
+    if multiprocessing.current_process().name == "worker-1":
         os.kill(os.getpid(), signal.SIGKILL)
+
+def in_the_midst_of_a_word(request):
+    if multiprocessing.current_process().name == "worker-1":
+        (end,) = (plugin._end for plugin in request.config.pluginmanager.get_plugins() if type(plugin).__name__ == "Teller")
+        os.write(end.fileno(), (100).to_bytes(4, "big") + b"half")  # of a word of 100 bytes
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def with_pytest_itself(request):
+    pytest_itself = os.pidfd_open(multiprocessing.parent_process().pid)
+    signal.pidfd_send_signal(pytest_itself, signal.SIGKILL)
+    select.select([pytest_itself], [], [])  # until it has ended
 """
 
 
@@ -158,7 +179,7 @@ def ran(folder: Path) -> list[list[str]]:
 
 
 def test_workers_share_the_tests_and_all_is_reported_by_one(tmp_path):
-    output = run(tmp_path, "FAIL, DIE, WITH_OWN = {3, 97}, False, False" + MANY, "--workers=2")
+    output = run(tmp_path, "FAIL, DIE, WITH_OWN = {3, 97}, None, False" + MANY, "--workers=2")
     assert "2 failed, 98 passed" in output
     assert sorted(int(number) for number, _ in ran(tmp_path)) == list(range(100))
     assert {by for _, by in ran(tmp_path)} == {"worker-1", "worker-2"}
@@ -168,15 +189,23 @@ def test_workers_share_the_tests_and_all_is_reported_by_one(tmp_path):
 
 
 def test_a_failure_ends_workers_too_if_it_is_to_end_the_run(tmp_path):
-    output = run(tmp_path, "FAIL, DIE, WITH_OWN = range(100), False, False" + MANY, "--workers=2", "-x")
+    output = run(tmp_path, "FAIL, DIE, WITH_OWN = range(100), None, False" + MANY, "--workers=2", "-x")
     assert re.search(r"stopping after \d failures", output), output
     assert len(ran(tmp_path)) <= 2  # each worker ends with its first
 
 
-def test_a_worker_that_dies_fails_the_run_and_its_test_is_named(tmp_path):
-    output = run(tmp_path, "FAIL, DIE, WITH_OWN = (), True, False" + MANY, "--workers=2")
+@pytest.mark.parametrize("die", ["alone", "in_the_midst_of_a_word"])
+def test_a_worker_that_dies_fails_the_run_and_its_test_is_named(tmp_path, die):
+    output = run(tmp_path, f"FAIL, DIE, WITH_OWN = (), lambda request: {die}(request), False{MANY}", "--workers=2")
     assert re.search(r"2 tests have no result: worker-1 ended with -9 in test_it.py::test_each\[\d+\]", output), output
     assert "98 passed" in output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of the end of a process that is no child")
+def test_workers_end_with_a_pytest_that_is_killed(tmp_path):
+    source = f"FAIL, DIE, WITH_OWN = (), lambda request: with_pytest_itself(request), False{MANY}"
+    run(tmp_path, source, "--workers=2")  # returns when nobody holds its output any more
+    assert len(ran(tmp_path)) == 2  # each ends with its first: there is nobody to tell
 
 
 OWN = """
@@ -191,6 +220,6 @@ def test_of_pytest_itself(runs):
 
 
 def test_what_only_pytest_itself_can_run_does_not_wait_for_what_workers_run(tmp_path):
-    output = run(tmp_path, "FAIL, DIE, WITH_OWN = (), False, True" + MANY + OWN, "--workers=2")
+    output = run(tmp_path, "FAIL, DIE, WITH_OWN = (), None, True" + MANY + OWN, "--workers=2")
     assert "101 passed" in output
     assert len(ran(tmp_path)) == 100

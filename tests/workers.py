@@ -42,11 +42,11 @@ class Workers:
         ends: list[Connection] = []
         for number in range(1, count + 1):
             ours, theirs = CONTEXT.Pipe(duplex=False)
-            process = CONTEXT.Process(target=self._work, args=(session, theirs), name=f"worker-{number}")
+            ends.append(ours)
+            process = CONTEXT.Process(target=self._work, args=(session, theirs, ends), name=f"worker-{number}")
             process.start()
             theirs.close()  # so that the end of the worker is heard
             self._processes.append(process)
-            ends.append(ours)
         capture_again(session)
         for process, end in zip(self._processes, ends, strict=True):
             self._listeners.append(threading.Thread(target=self._listen, args=(process.name, end), daemon=True))
@@ -90,14 +90,16 @@ class Workers:
             return self._shared[self._next.value - 1]
 
     def _listen(self, name: str, end: Connection) -> None:
-        with suppress(EOFError):
-            while True:
-                told = end.recv()
-                if isinstance(told, str):
-                    self._at[name] = told
-                else:
-                    self._told.put(told)
-        self._told.put(None)
+        try:
+            with suppress(EOFError, OSError):  # OSError: it died in the midst of a word
+                while True:
+                    told = end.recv()
+                    if isinstance(told, str):
+                        self._at[name] = told
+                    else:
+                        self._told.put(told)
+        finally:
+            self._told.put(None)
 
     def _report(self, session: pytest.Session, result: Result | None) -> None:
         """Report what a worker has found."""
@@ -112,12 +114,14 @@ class Workers:
             hook.pytest_runtest_logreport(report=hook.pytest_report_from_serializable(config=session.config, data=data))
         hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
 
-    def _work(self, session: pytest.Session, end: Connection) -> None:
+    def _work(self, session: pytest.Session, end: Connection, inherited: Sequence[Connection]) -> None:
+        for listening in inherited:
+            listening.close()  # pytest's alone: if that is killed, what is told meets nobody, and the worker ends
         capture_again(session)
         plugins = session.config.pluginmanager
         plugins.unregister(name="terminalreporter")
         plugins.register(Teller(session.config, end))
-        with suppress(KeyboardInterrupt, session.Failed, session.Interrupted):
+        with suppress(KeyboardInterrupt, session.Failed, session.Interrupted, BrokenPipeError):
             item = self._take_shared()
             while item is not None:
                 following = self._take_shared()  # one ahead: it says which fixtures go on
