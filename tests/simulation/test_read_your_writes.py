@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from conftest import SEEDS_MAX
 
 from chassis.eventlog import EventLog, LogEntry
 from chassis.testing.faults import POWER_LOST, SLOW
@@ -24,7 +25,6 @@ from services.store.apply import Applier
 from services.store.rows import STATE
 
 SEEDS = range(6)
-SEEDS_MAX = 40  # as for the other mutations
 POWER = {POWER_LOST: 1.0, SLOW: 0.5}  # so that applying the log again takes a while
 found: list[int] = []  # seqs that were there
 missed: list[str] = []  # what was not, though its sender had been told

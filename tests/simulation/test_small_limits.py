@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from conftest import SEEDS_MAX
 
 from parley_simulation import world
 from parley_simulation.processes import BrokenError
@@ -17,7 +18,6 @@ from services.store.seen_keys import SeenKeys
 from tests.simulation.mutants import likely_first
 
 SEEDS = range(10)
-SEEDS_MAX = 40  # as for the other mutations
 
 
 def views_as_the_states_say(self: World, tables: Tables) -> Iterator[str]:

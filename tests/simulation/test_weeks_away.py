@@ -1,6 +1,7 @@
 """Devices that were switched off with commands pending, and come back when log and answers have expired."""
 
 import pytest
+from conftest import SEEDS_MAX
 
 from chassis.testing.faults import AWAY, RATES
 from parley_client import ClientOptions
@@ -12,7 +13,6 @@ from tests.simulation.mutants import likely_first
 
 EVERYBODY_AWAY = {**RATES, AWAY: 1.0}
 SEEDS = range(8)
-SEEDS_MAX = 40  # as for the other mutations
 
 
 @pytest.fixture(autouse=True)
