@@ -194,6 +194,31 @@ def test_a_failure_ends_workers_too_if_it_is_to_end_the_run(tmp_path):
     assert len(ran(tmp_path)) <= 2  # each worker ends with its first
 
 
+HOLD = """
+import multiprocessing
+import pytest
+
+both_are_at_work = multiprocessing.get_context("fork").Barrier(2)
+
+@pytest.fixture(scope="module")
+def held():
+    both_are_at_work.wait(60)
+    yield
+    with open("let go", "a") as file:
+        print(multiprocessing.current_process().name, file=file)
+
+@pytest.mark.parametrize("number", range(100))
+def test_each(number, held):
+    assert number != 1
+"""
+
+
+def test_workers_of_a_run_that_ends_early_let_go_of_what_they_hold(tmp_path):
+    output = run(tmp_path, HOLD, "--workers=2", "-x")
+    assert "1 failed" in output
+    assert sorted((tmp_path / "let go").read_text().split()) == ["worker-1", "worker-2"]
+
+
 @pytest.mark.parametrize("die", ["alone", "in_the_midst_of_a_word"])
 def test_a_worker_that_dies_fails_the_run_and_its_test_is_named(tmp_path, die):
     output = run(tmp_path, f"FAIL, DIE, WITH_OWN = (), lambda request: {die}(request), False{MANY}", "--workers=2")

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 import pytest
 
 CONTEXT = multiprocessing.get_context("fork")
+END_SECONDS = 10  # for the tests that workers are at, and the next ones, when a run ends early
 
 Result = tuple[str, tuple[str, int | None, str], list[dict[str, object]]]  # of a test: its id, its place, its reports
 
@@ -28,6 +29,7 @@ class Workers:
         self._beside = beside  # what pytest itself runs meanwhile
         self._after = after  # what it runs when all of that is reported
         self._next = CONTEXT.Value("i", 0)  # of the shared ones
+        self._ends_early = CONTEXT.RawValue("b", 0)
         self._without_result = {item.nodeid for item in shared}
         self._processes: list[BaseProcess] = []
         self._listeners: list[threading.Thread] = []
@@ -66,8 +68,10 @@ class Workers:
                 stop_if_asked(session)
             self._gather(session)
         finally:
+            self._ends_early.value = 1
             for process in self._processes:
-                process.terminate()  # those of a run that ends early: the others have ended
+                process.join(END_SECONDS)
+                process.kill()  # one that hangs: the others have ended
                 process.join()
 
     def _gather(self, session: pytest.Session) -> None:
@@ -84,7 +88,7 @@ class Workers:
 
     def _take_shared(self) -> pytest.Item | None:
         with self._next.get_lock():
-            if self._next.value == len(self._shared):
+            if self._ends_early.value or self._next.value == len(self._shared):
                 return None
             self._next.value += 1
             return self._shared[self._next.value - 1]
@@ -99,6 +103,7 @@ class Workers:
                     else:
                         self._told.put(told)
         finally:
+            end.close()  # a worker that nobody hears ends, too
             self._told.put(None)
 
     def _report(self, session: pytest.Session, result: Result | None) -> None:
@@ -121,13 +126,16 @@ class Workers:
         plugins = session.config.pluginmanager
         plugins.unregister(name="terminalreporter")
         plugins.register(Teller(session.config, end))
-        with suppress(KeyboardInterrupt, session.Failed, session.Interrupted, BrokenPipeError):
-            item = self._take_shared()
-            while item is not None:
-                following = self._take_shared()  # one ahead: it says which fixtures go on
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-                stop_if_asked(session)
-                item = following
+        try:
+            with suppress(KeyboardInterrupt, session.Failed, session.Interrupted, BrokenPipeError):
+                item = self._take_shared()
+                while item is not None:
+                    following = self._take_shared()  # one ahead: it says which fixtures go on
+                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                    stop_if_asked(session)
+                    item = following
+        finally:
+            session._setupstate.teardown_exact(None)  # of fixtures that were to go on, as pytest itself at its end
 
 
 class Teller:
