@@ -17,6 +17,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from chassis.call_tasks import begin_handler
 from chassis.errors import InvalidArgument, Unimplemented, build_status, expected_status
 
 if TYPE_CHECKING:
@@ -24,46 +25,42 @@ if TYPE_CHECKING:
 else:
     Handler = grpc.RpcMethodHandler  # generic for type checkers only
 _Behavior = Callable[[Any, Any], Awaitable[Any]]
-RunningHandlers = dict[asyncio.Task[Any], None]  # for a server that waits for its handlers
 Admit = Callable[[str, Any], None]  # raises what a method's caller is refused with; gets the method and the call's context
 log = structlog.get_logger()
 
 
-def guard(method: str, handler: Handler, running: RunningHandlers, admit: Admit | None = None) -> Handler:
+def guard(method: str, handler: Handler, admit: Admit | None = None) -> Handler:
     """Wrap a handler: what it raises becomes a google.rpc.Status, what it can't decode INVALID_ARGUMENT.
 
     An unexpected exception is logged once, with its traceback and a reference that the client gets. Cancellation passes through,
     unless nobody cancelled the call: gRPC would leave its client waiting. A handler that is not async (as those that generated base
-    classes bring) answers UNIMPLEMENTED. `admit` is asked before anything is decoded. While it runs, its task stands in `running`.
+    classes bring) answers UNIMPLEMENTED. `admit` is asked before anything is decoded.
     """
     decode, encode = _decoder(handler.request_deserializer), handler.response_serializer
     if handler.request_streaming and handler.response_streaming:
-        streams = _guarded(method, running, admit, _writing(_async(method, handler.stream_stream)))
+        streams = _guarded(method, admit, _writing(_async(method, handler.stream_stream)))
         return grpc.stream_stream_rpc_method_handler(streams, decode, encode)
     if handler.request_streaming:
-        gathers = _guarded(method, running, admit, _encoding(_async(method, handler.stream_unary), encode))
+        gathers = _guarded(method, admit, _encoding(_async(method, handler.stream_unary), encode))
         return grpc.stream_unary_rpc_method_handler(gathers, decode, None)
     if handler.response_streaming:
-        spreads = _guarded(method, running, admit, _decoding(_writing(_async(method, handler.unary_stream)), decode))
+        spreads = _guarded(method, admit, _decoding(_writing(_async(method, handler.unary_stream)), decode))
         return grpc.unary_stream_rpc_method_handler(spreads, None, encode)
-    answers = _guarded(method, running, admit, _decoding(_encoding(_async(method, handler.unary_unary), encode), decode))
+    answers = _guarded(method, admit, _decoding(_encoding(_async(method, handler.unary_unary), encode), decode))
     return grpc.unary_unary_rpc_method_handler(answers, None, None)
 
 
-def guard_methods(
-    service: str, handlers: Mapping[str, Handler], running: RunningHandlers, admit: Admit | None = None
-) -> dict[str, Handler]:
+def guard_methods(service: str, handlers: Mapping[str, Handler], admit: Admit | None = None) -> dict[str, Handler]:
     """Wrap a service's handlers, by method name."""
-    return {name: guard(f"/{service}/{name}", handler, running, admit) for name, handler in handlers.items()}
+    return {name: guard(f"/{service}/{name}", handler, admit) for name, handler in handlers.items()}
 
 
 class GuardedGenericHandler(grpc.GenericRpcHandler):
     """Wraps what a generic handler finds, once for each method."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler, running: RunningHandlers, admit: Admit | None = None) -> None:
+    def __init__(self, inner: grpc.GenericRpcHandler, admit: Admit | None = None) -> None:
         self._inner = inner
         self._admit = admit
-        self._running = running
         self._known: dict[str, tuple[Handler, Handler]] = {}  # by method: wrapping costs more than a call
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
@@ -73,15 +70,13 @@ class GuardedGenericHandler(grpc.GenericRpcHandler):
         method = str(handler_call_details.method)
         known = self._known.get(method)
         if known is None or known[0] is not handler:
-            known = self._known[method] = (handler, guard(method, handler, self._running, self._admit))
+            known = self._known[method] = (handler, guard(method, handler, self._admit))
         return known[1]
 
 
-def _guarded(method: str, running: RunningHandlers, admit: Admit | None, behavior: _Behavior) -> _Behavior:
+def _guarded(method: str, admit: Admit | None, behavior: _Behavior) -> _Behavior:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        task = asyncio.current_task()
-        assert task is not None
-        running[task] = None
+        begin_handler()
         try:
             if admit is not None:
                 admit(method, context)
@@ -91,13 +86,12 @@ def _guarded(method: str, running: RunningHandlers, admit: Admit | None, behavio
                 await _answer(method, context, error)
             raise  # answered, or a call whose client is gone, or a server that stops: nobody to answer, and no bug
         except asyncio.CancelledError as error:
-            if task.cancelling():
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
                 raise
             await _answer(method, context, RuntimeError("something that the handler waited for was cancelled"), error)
         except Exception as error:
             await _answer(method, context, error)
-        finally:
-            del running[task]
 
     return guarded
 

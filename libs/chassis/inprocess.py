@@ -15,7 +15,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from chassis.handlers import GuardedGenericHandler, Handler, RunningHandlers, guard_methods
+from chassis.handlers import GuardedGenericHandler, Handler, guard_methods
 from chassis.inprocess_calls import Deserializer, Serializer, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from chassis.inprocess_context import InProcessContext, checked_metadata
 from chassis.inprocess_rpc import CallStatus, MetadataPairs, Rpc, Wire
@@ -29,17 +29,16 @@ class InProcessServer(grpc.aio.Server):
         self.max_receive_bytes = max_receive_bytes
         self._methods: dict[str, Handler] = {}
         self._generic_handlers: list[GuardedGenericHandler] = []
-        self._handlers: RunningHandlers = {}
         self._running: dict[Rpc, asyncio.Task[Any]] = {}
         self._context = contextvars.copy_context()
         self._stopping = False
         self._stopped = asyncio.Event()
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        self._generic_handlers += [GuardedGenericHandler(handler, self._handlers) for handler in generic_rpc_handlers]
+        self._generic_handlers += [GuardedGenericHandler(handler) for handler in generic_rpc_handlers]
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        for name, handler in guard_methods(service_name, method_handlers, self._handlers).items():
+        for name, handler in guard_methods(service_name, method_handlers).items():
             self._methods[f"/{service_name}/{name}"] = handler
 
     def add_insecure_port(self, address: str) -> int:

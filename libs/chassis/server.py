@@ -12,9 +12,10 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from chassis.call_tasks import CallTasks, noting_tasks
 from chassis.callers import admitting
 from chassis.certificates import Certificates, TlsFiles, dynamic_server_credentials
-from chassis.handlers import Admit, GuardedGenericHandler, Handler, RunningHandlers, guard_methods
+from chassis.handlers import Admit, GuardedGenericHandler, Handler, guard_methods
 from chassis.readiness import Readiness
 from chassis.tasks import open_tasks
 from chassis.transport import SERVER_MAX_RECEIVE_BYTES, Callers, server_options
@@ -78,9 +79,11 @@ async def open_server(
     names = (*server.services, reflection.SERVICE_NAME)
     servicer = reflection.aio.ReflectionServicer(names)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # has no stubs
+    calls: CallTasks = {}
     try:
         port = _bind(inner, bind, tls)
-        await inner.start()
+        with noting_tasks(calls):
+            await inner.start()
         running = RunningServer(f"{host}:{port}", running_services, health_servicer)
         async with open_tasks("health") as tasks:
             if readiness is not None:
@@ -89,7 +92,7 @@ async def open_server(
             yield running
     finally:
         await health_servicer.enter_graceful_shutdown()
-        await _stop(inner, server.handlers, stop_grace_seconds)
+        await _stop(inner, calls, stop_grace_seconds)
 
 
 class _GuardedServer(grpc.aio.Server):
@@ -99,17 +102,16 @@ class _GuardedServer(grpc.aio.Server):
         self._inner = inner
         self._admit = admit
         self.services: list[str] = []
-        self.handlers: RunningHandlers = {}
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         handlers = list(generic_rpc_handlers)
         for handler in handlers:
             if isinstance(handler, grpc.ServiceRpcHandler) and handler.service_name() not in self.services:
                 self.services.append(handler.service_name())
-        self._inner.add_generic_rpc_handlers([GuardedGenericHandler(handler, self.handlers, self._admit) for handler in handlers])
+        self._inner.add_generic_rpc_handlers([GuardedGenericHandler(handler, self._admit) for handler in handlers])
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        guarded = guard_methods(service_name, method_handlers, self.handlers, self._admit)
+        guarded = guard_methods(service_name, method_handlers, self._admit)
         self._inner.add_registered_method_handlers(service_name, guarded)
 
     def add_insecure_port(self, address: str) -> int:
@@ -172,14 +174,14 @@ def split_bind(bind: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def _stop(server: grpc.aio.Server, handlers: RunningHandlers, grace_seconds: float) -> None:
-    """Stop, and wait for the handlers, which gRPC only cancels. One that ignores its cancellation is named and left."""
+async def _stop(server: grpc.aio.Server, calls: CallTasks, grace_seconds: float) -> None:
+    """Stop, and wait for the calls' tasks, which gRPC only cancels. One that ignores its cancellation is named and left."""
     stopping: asyncio.Task[Any] = asyncio.ensure_future(server.stop(grace_seconds))
     _, late = await asyncio.wait([stopping], timeout=grace_seconds + _STOP_LIMIT_SECONDS)
-    if handlers:
-        await asyncio.wait(list(handlers), timeout=_STOP_LIMIT_SECONDS)
-    if handlers or late:
-        log.error("server did not stop in time", handlers=[task.get_name() for task in handlers])
+    if calls:
+        await asyncio.wait(list(calls), timeout=_STOP_LIMIT_SECONDS)
+    if calls or late:
+        log.error("server did not stop in time", tasks=[task.get_name() for task in calls])
         stopping.cancel()
     else:
         stopping.result()

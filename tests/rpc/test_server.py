@@ -4,7 +4,7 @@ import asyncio
 import datetime
 import ipaddress
 import re
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import grpc
 import grpc.aio
@@ -31,8 +31,13 @@ async def echo(request, context):
     return request
 
 
+async def echo_all(requests, context):
+    async for request in requests:
+        yield request
+
+
 def register(server):
-    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo), "EchoAll": grpc.stream_stream_rpc_method_handler(echo_all)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
     server.add_registered_method_handlers("test.Echo", handlers)
 
@@ -246,6 +251,7 @@ async def test_a_connection_that_nobody_uses_is_closed_and_made_anew_when_it_is_
 async def test_leaving_does_not_hang_on_a_handler_that_ignores_its_cancellation(monkeypatch):
     monkeypatch.setattr(server_module, "_STOP_LIMIT_SECONDS", 0.2)
     release, started = asyncio.Event(), asyncio.Event()
+    before = asyncio.all_tasks()
 
     async def stubborn(request, context):
         started.set()
@@ -267,10 +273,36 @@ async def test_leaving_does_not_hang_on_a_handler_that_ignores_its_cancellation(
                 call = channel.unary_unary("/test.Hold/Hold")(b"")
                 await started.wait()
                 call.cancel()
-        assert [(entry["event"], len(entry["handlers"])) for entry in logs] == [("server did not stop in time", 1)]
-        assert "/test.Hold/Hold" in logs[0]["handlers"][0]
+        assert [entry["event"] for entry in logs] == ["server did not stop in time"]
+        assert [name for name in logs[0]["tasks"] if "/test.Hold/Hold" in name]
     finally:
         release.set()
+        await asyncio.wait(asyncio.all_tasks() - before)
+
+
+def is_of_server(task):
+    """Tell gRPC's tasks for calls that it serves from those of the client."""
+    return task.get_name() == "rpc_task" or task.get_name().startswith("HandleExceptions")
+
+
+@pytest.mark.parametrize("streams", [100, 1], ids=["that have begun", "that begin at that moment"])
+async def test_leaving_waits_for_the_tasks_of_all_streams(streams):
+    """Those which gRPC has not told of: a handler that has not begun, and what is done after a handler has ended."""
+    before = asyncio.all_tasks()
+    for _ in range(1 if streams > 1 else 50):
+        server = AsyncExitStack()
+        running = await server.enter_async_context(open_server(bind="127.0.0.1:0", register=register, stop_grace_seconds=0.05))
+        async with open_channel(running.address) as channel:
+            await channel.channel_ready()
+            calls = [channel.stream_stream("/test.Echo/EchoAll")() for _ in range(streams)]
+            if streams > 1:
+                for call in calls:
+                    await call.write(b"hi")
+                    assert await call.read() == b"hi"
+            else:
+                await asyncio.sleep(0)  # a turn: the call is on its way
+            await server.aclose()
+            assert [task.get_name() for task in asyncio.all_tasks() - before if is_of_server(task)] == []
 
 
 async def test_an_address_is_free_again_once_the_server_has_stopped():
