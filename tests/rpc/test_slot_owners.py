@@ -1,6 +1,7 @@
 """Several gateways over real sockets: a device is sent to where it belongs, and taken along when that changes."""
 
 import asyncio
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -28,8 +29,10 @@ async def first_goodbye(address: str, bearer: str) -> api.GoAway:
     """Return what a bare device is told at an address."""
     async with grpc.aio.insecure_channel(address) as channel:
         call = MessagingServiceStub(channel).Connect(metadata=auth(bearer), timeout=WAIT_SECONDS)
-        await call.write(api.ConnectRequest(hello=api.Hello(device_id="d1")))
-        frame = await call.read()
+        reading = asyncio.create_task(call.read())  # before Hello: one written to a stream that is over would make it fail
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(api.ConnectRequest(hello=api.Hello(device_id="d1")))
+        frame = await reading
         assert isinstance(frame, api.ConnectResponse)
         assert frame.HasField("go_away"), frame
         return frame.go_away
