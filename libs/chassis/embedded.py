@@ -48,6 +48,7 @@ class MemoryDisk:
         self._connections = {COMMANDS_FILE: memory_connection(), TABLES_FILE: memory_connection()}
         self._on_platter = {COMMANDS_FILE: b"", TABLES_FILE: b""}
         self._sync_delay = sync_delay
+        self._written_at_once = {COMMANDS_FILE} if sync_delay is None else set()
 
     def connection(self, name: str) -> sqlite3.Connection:
         """Return the database that a new process sees."""
@@ -81,7 +82,7 @@ class MemoryDisk:
         """As `kill`, and files go back to what the platter has. Those `written_back` happen to be there up to the last commit."""
         self.kill()
         for name, content in self._on_platter.items():
-            if name not in written_back and not (name == COMMANDS_FILE and self._sync_delay is None):
+            if name not in {*written_back, *self._written_at_once}:
                 self._reload(name, content)
 
     def close(self) -> None:
