@@ -33,19 +33,20 @@ class DeviceRates:
 
     def bucket_of(self, user_id: str, device_id: str, now: float) -> TokenBucket:
         """Return the device's bucket."""
-        devices = self._users.get(user_id)
+        devices = self._users.pop(user_id, None)
         if devices is None:
             devices = self._earlier.pop(user_id, None) or {}
-            if self._count + len(devices) >= _MAX_BUCKETS // 2:
-                self._turn(now)
-            self._users[user_id] = devices
-            self._count += len(devices)
+        else:
+            self._count -= len(devices)
         if device_id not in devices and len(devices) >= _DEVICES_PER_USER:
             device_id = _OTHERS
         bucket = devices.get(device_id)
         if bucket is None:
             bucket = devices[device_id] = TokenBucket(self._commands_per_second, self._burst)
-            self._count += 1
+        if self._count + len(devices) > _MAX_BUCKETS // 2:
+            self._turn(now)
+        self._users[user_id] = devices
+        self._count += len(devices)
         return bucket
 
     def forget_full(self, now: float) -> None:

@@ -49,10 +49,25 @@ def test_a_generation_holds_half_of_all_and_who_comes_back_is_counted_with_all_h
     devices.bucket_of("dave", "phone", 10.0)
     assert (len(devices._users), len(devices._earlier)) == (1, 3)
     devices.bucket_of("erin", "phone", 10.0)
-    devices.bucket_of("alice", "d0", 10.0)  # two and her three: the turn before she is one of the new
+    devices.bucket_of("alice", "d0", 10.0)  # two and her three are half of all
+    assert (devices._users.keys(), devices._earlier.keys()) == ({"alice", "dave", "erin"}, {"bob", "carol"})
+    devices.bucket_of("alice", "d3", 10.0)  # one more: the turn before she is one of the new
     assert (devices._users.keys(), devices._earlier.keys()) == ({"alice"}, {"dave", "erin"})
     devices.forget_full(14.0)  # 4 s after the turn there may be some that are not full
     assert devices.user_count == 3
+
+
+def test_few_users_of_many_devices_are_bounded_as_well(monkeypatch: pytest.MonkeyPatch):
+    """Those who are there bring new devices, and nobody comes who was not there."""
+    monkeypatch.setattr(rates, "_MAX_BUCKETS", 100)
+    devices = DeviceRates(1.0, 5)
+    for number in range(32):
+        for user in ("alice", "bob", "carol", "dave"):
+            kept = devices.bucket_of(user, f"d{number}", 0.0)
+            assert devices.bucket_of(user, f"d{number}", 0.0) is kept
+            assert devices._count == sum(map(len, devices._users.values())) <= 50
+            assert sum(map(len, devices._earlier.values())) <= 50
+    assert devices.user_count < 4  # who came longest ago is forgotten with all his
 
 
 def test_what_is_forgotten_is_full_and_what_is_full_is_forgotten():
