@@ -43,9 +43,9 @@ def target_options(command: _Command) -> _Command:
             "data_dir",
             type=click.Path(file_okay=False, path_type=Path),
             metavar="DIR",
-            help="The data folder: the named server's (its key lies there), else where the own server keeps its data.",
+            help="Its data folder: its key lies there.  [default: as of `parley up`; of an own server: a new one]",
         ),
-        click.option("--server", default="", metavar="A:P", help="Measure this server, with --data; without, an own one."),
+        click.option("--server", default="", metavar="A:P", help="Measure this server; without, an own one."),
     ):
         command = option(command)
     return command

@@ -14,6 +14,7 @@ from typing import Any
 from chassis.app import allow_open_files
 from parley_cli.bench_meter import ProcessMeter
 from parley_cli.bench_report import progress
+from parley_cli.data_dir import data_dir_of_server
 from parley_cli.failures import SetupError
 from parley_cli.server_process import open_server_process, pid_of_server, run_until_signal
 from parley_cluster.state_file import read_state
@@ -45,7 +46,7 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """Which server: `server` empty: one of its own, in `data_dir` if given, else in a folder that is removed afterwards."""
+    """Which server; `server` empty: one of its own, in `data_dir` if given, else in a folder that is removed afterwards."""
 
     server: str
     data_dir: Path | None
@@ -57,10 +58,9 @@ async def open_target(options: TargetOptions) -> AsyncIterator[Target]:
     """Yield the server to measure, and take it away again if it is our own."""
     allow_open_files()
     if options.server:
-        if options.data_dir is None:
-            raise SetupError("--server needs --data: the folder where that server's key lies.")
+        theirs = data_dir_of_server(options.data_dir, os.environ)
         _let_the_server_go_first()
-        yield target_of(options.server, options.data_dir, _meter_of(options.data_dir))
+        yield target_of(options.server, theirs, _meter_of(theirs))
         return
     scratch = None if options.data_dir is not None else Path(tempfile.mkdtemp(prefix="parley-bench-"))
     data_dir = options.data_dir or scratch

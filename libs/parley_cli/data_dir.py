@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
+def data_dir_of_server(named: Path | None, environ: Mapping[str, str]) -> Path:
+    """Return the folder of a server that runs on this machine: its key lies there. The one that was named, else the default."""
+    return named or default_data_dir(environ)
+
+
 def default_data_dir(environ: Mapping[str, str]) -> Path:
     """Return $PARLEY_DATA_DIR, else `parley` in $XDG_DATA_HOME, else in ~/.local/share (the XDG base directory convention)."""
     if chosen := environ.get("PARLEY_DATA_DIR"):

@@ -23,7 +23,7 @@ from parley_checker.judge import judge
 from parley_checker.verdict import Verdict
 from parley_cli.bench_reads import read_timeline
 from parley_cli.connection import local_token
-from parley_cli.data_dir import default_data_dir
+from parley_cli.data_dir import data_dir_of_server
 from parley_cli.failures import CommandError, SetupError
 from parley_cli.server_process import ServerProcess, open_server_process, run_until_signal
 from parley_cli.table_files import read_timelines
@@ -281,7 +281,7 @@ def demo(messages: int, record: Path | None, server: str | None, data_dir: Path 
     """
     if data_dir is not None and server is None:
         raise SetupError("--data is the folder of a server that runs: name that one, too, by --server.")
-    running = Running(server, data_dir or default_data_dir(os.environ)) if server is not None else None
+    running = Running(server, data_dir_of_server(data_dir, os.environ)) if server is not None else None
     folder = Path(tempfile.mkdtemp(prefix="parley-demo-"))
     try:
         with open_record_file(record) if record else nullcontext() as file:

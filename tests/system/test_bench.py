@@ -147,4 +147,4 @@ def test_a_server_whose_benchmark_is_killed_ends_in_order(scratch: Path) -> None
 def test_a_server_without_its_data_folder_is_one_clear_line(tmp_path: Path) -> None:
     code, out, err = run("bench", "messages", "--server", "127.0.0.1:1", home=tmp_path)
     assert (code, out) == (2, "")
-    assert err == "Error: --server needs --data: the folder where that server's key lies.\n"
+    assert err == f"Error: no key in {tmp_path / '.local' / 'share' / 'parley'}: is it the data folder of the server?\n"
