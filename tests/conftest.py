@@ -99,8 +99,10 @@ def waits(item: pytest.Item) -> int:
     """Tell whether, and how long, a test waits for what began with the run: in the first tiers those that wait come last."""
     if tier_of(item.path) not in SHARED:
         return 0
-    needed = [READY_FIRST.index(name) for mark in item.iter_markers("engines") for name in mark.args if name in READY_FIRST]
-    return 1 + max(needed, default=-1) + (not ONLY_HERE.isdisjoint(getattr(item, "fixturenames", ())))
+    needed = {name for mark in item.iter_markers("engines") for name in mark.args}
+    unknown = needed.difference(READY_FIRST)
+    assert not unknown, f"{item.nodeid} is marked with engines that are none: {sorted(unknown)}"
+    return 1 + max(map(READY_FIRST.index, needed), default=-1) + (not ONLY_HERE.isdisjoint(getattr(item, "fixturenames", ())))
 
 
 @pytest.hookimpl(tryfirst=True)  # others start threads

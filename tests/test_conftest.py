@@ -54,6 +54,19 @@ def test_passes():
 """
 
 
+MISSPELT = """
+import pytest
+
+@pytest.mark.engines("kafak")
+def test_waits():
+    pass
+"""
+
+
+def test_an_engine_that_is_none_is_named_with_the_test_that_would_not_wait_for_it(tmp_path):
+    assert "test_it.py::test_waits is marked with engines that are none: ['kafak']" in run(tmp_path, MISSPELT)
+
+
 def test_a_skip_is_reported_and_with_ci_a_failure(tmp_path):
     assert "1 passed, 1 skipped, 1 xfailed" in run(tmp_path, SKIPS)
     verdict = run(tmp_path, SKIPS, CI="true")
