@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -20,9 +21,11 @@ from chassis.eventlog import EventLog, LogConsumer, LogEntry, LogUnavailableErro
 from chassis.eventlog_kafka_consumer import KafkaConsumer
 from chassis.eventlog_kafka_metrics import KafkaMetrics
 from chassis.eventlog_kafka_topics import MAX_RECORD_BYTES, engine_topic
+from chassis.tasks import open_tasks
 from parley_engines.state import Started
 
 pytestmark = pytest.mark.engines("kafka")
+BEAT_SECONDS = 0.05
 
 
 async def test_a_record_that_is_too_large_is_refused_and_those_with_it_are_not_in_the_log(log: EventLog) -> None:
@@ -40,18 +43,34 @@ async def test_a_record_that_is_too_large_is_refused_and_those_with_it_are_not_i
     assert [record.value for record in records] == [largest.value, b"b"]
 
 
+@asynccontextmanager
+async def counting_seconds() -> AsyncIterator[Callable[[], float]]:
+    """Count the seconds in which the loop runs: what others take from it, on a busy machine, is not the log's delay."""
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            beats += 1
+
+    async with open_tasks("test") as tasks:
+        tasks.spawn(beat(), name="beat")
+        yield lambda: beats * BEAT_SECONDS
+
+
 async def test_an_engine_that_hangs_costs_a_typed_error_within_the_deadline_and_a_new_producer(
     kafka: Started, log: EventLog, registry: CollectorRegistry
 ) -> None:
     await log.append(TOPIC, 0, entries("before"))
     with stopped(kafka):
-        began = time.monotonic()
-        first, second = (asyncio.create_task(log.append(TOPIC, 0, entries(what))) for what in ("one", "two"))
-        with pytest.raises(LogUnavailableError):
-            await first
-        with pytest.raises(LogUnavailableError):  # what waited behind it must not overtake its repetition
-            await second
-        assert time.monotonic() - began < 6
+        async with counting_seconds() as seconds:
+            first, second = (asyncio.create_task(log.append(TOPIC, 0, entries(what))) for what in ("one", "two"))
+            with pytest.raises(LogUnavailableError):
+                await first
+            with pytest.raises(LogUnavailableError):  # what waited behind it must not overtake its repetition
+                await second
+            assert seconds() < 6
         with pytest.raises(LogUnavailableError):
             await log.ping()
     await append(log, 0, "one", "two")
