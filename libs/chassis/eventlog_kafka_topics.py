@@ -111,7 +111,8 @@ async def _check(admin: AIOKafkaAdminClient, names: Mapping[str, int]) -> None:
         partitions = _partitions(name, described[name])
         if len(partitions) != count:
             raise LogSetupError(
-                f"topic {name} has {len(partitions)} partitions and {count} are configured; it can't change within an epoch"
+                f"topic {name} has {len(partitions)} partitions and {count} are configured; it can't change within an epoch:"
+                f" set PARLEY_KAFKA_PARTITIONS={len(partitions)}"
             )
         if any(for_code(partition["error_code"]) is not NoError for partition in partitions):
             raise MissingTopicError(f"topic {name} has partitions without a leader")

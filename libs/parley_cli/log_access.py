@@ -13,13 +13,14 @@ from chassis.clock import SystemClock
 from chassis.config import ConfigError, load_settings
 from chassis.embedded import DataFolderError, EmbeddedEngines
 from chassis.eventlog import EventLog, LogSetupError, LogUnavailableError
+from chassis.eventlog_kafka_connection import KafkaConnection, kafka_errors
 from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.sqlite import StorageError
 from chassis.timeline import Timeline, TimelineSetupError, TimelineUnavailableError
 from chassis.timeline_cql_settings import CqlSettings
 from parley_cli.embedded import open_engines
 from parley_cli.failures import CommandError, SetupError
-from parley_protocol.topics import topics
+from parley_protocol.topics import COMMANDS, topics
 from services.store.rows import TABLES
 from services.store.schema import SCHEMA
 
@@ -90,7 +91,7 @@ async def _open_kafka(environ: Mapping[str, str]) -> AsyncIterator[EventLog]:
     try:
         async with open_kafka_log(
             connection,
-            topics(settings.partitions),
+            topics(await _partitions(settings, connection)),
             epoch=settings.log_epoch,
             prefix=settings.prefix,
             rng=random.Random(),
@@ -100,3 +101,13 @@ async def _open_kafka(environ: Mapping[str, str]) -> AsyncIterator[EventLog]:
             yield log
     except (LogSetupError, LogUnavailableError) as error:
         raise CommandError(f"{error}.") from error
+
+
+async def _partitions(settings: KafkaSettings, connection: KafkaConnection) -> int:
+    """Return how many partitions the log was made with, unless that is set: who looks into one need not know it."""
+    from chassis.eventlog_kafka_topics import engine_topic, open_admin, partition_count
+
+    if "partitions" in settings.model_fields_set:
+        return settings.partitions
+    async with open_admin(connection) as admin, kafka_errors("looking at topics"):
+        return await partition_count(admin, engine_topic(settings.prefix, COMMANDS, settings.log_epoch))

@@ -192,3 +192,9 @@ def test_dead_letters_of_a_cluster(tmp_path: Path, engines: EnginesOfTheRun, mon
     (record,) = asyncio.run(commands())
     assert (record.user_id, record.redrive_of.partition, record.redrive_of.offset) == ("alice", 1, 7)
     assert "(appended again)" in parley("deadletter", "list", "--kafka")[1]
+
+    del environ["PARLEY_KAFKA_PARTITIONS"]  # Kafka knows it
+    assert "(appended again)" in parley("deadletter", "list", "--kafka")[1]
+    environ["PARLEY_KAFKA_PARTITIONS"] = "3"
+    code, _, err = parley("deadletter", "list", "--kafka")
+    assert (code, "set PARLEY_KAFKA_PARTITIONS=2." in err) == (1, True)
