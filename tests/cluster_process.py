@@ -29,12 +29,13 @@ def own_names() -> dict[str, str]:
 
 
 class ClusterProcess(Server):
-    """A running cluster; `address` names all gateways."""
+    """A running cluster; `address` names all gateways. An empty setting is left to `parley up`."""
 
     def __init__(self, data: Path, engines: EnginesOfTheRun, *arguments: str, **settings: str) -> None:
         for name in ENGINES:
             engines.started(name)
-        super().__init__(data, "--distributed", "--engines", str(engines.folder), *arguments, env=own_names() | settings)
+        given = {name: value for name, value in (own_names() | settings).items() if value}
+        super().__init__(data, "--distributed", "--engines", str(engines.folder), *arguments, env=given)
 
     def __enter__(self) -> Self:
         try:

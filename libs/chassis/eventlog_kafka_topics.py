@@ -92,6 +92,12 @@ async def check_topics(connection: KafkaConnection, topics: Mapping[str, int], *
         return await cluster_id(admin)
 
 
+async def partitions_made(connection: KafkaConnection, topic: str, *, epoch: int, prefix: str = "") -> int:
+    """Return how many partitions a topic was made with. Raises MissingTopicError, LogUnavailableError."""
+    async with open_admin(connection) as admin, kafka_errors("looking at topics"):
+        return await partition_count(admin, engine_topic(prefix, topic, epoch))
+
+
 async def delete_topics(connection: KafkaConnection, topics: Collection[str], *, epoch: int, prefix: str = "") -> None:
     """Delete topics with all that is in them. Raises LogUnavailableError."""
     async with open_admin(connection) as admin, kafka_errors("deleting topics"):

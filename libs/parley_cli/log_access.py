@@ -13,7 +13,7 @@ from chassis.clock import SystemClock
 from chassis.config import ConfigError, load_settings
 from chassis.embedded import DataFolderError, EmbeddedEngines
 from chassis.eventlog import EventLog, LogSetupError, LogUnavailableError
-from chassis.eventlog_kafka_connection import KafkaConnection, kafka_errors
+from chassis.eventlog_kafka_connection import KafkaConnection
 from chassis.eventlog_kafka_settings import KafkaSettings
 from chassis.sqlite import StorageError
 from chassis.timeline import Timeline, TimelineSetupError, TimelineUnavailableError
@@ -105,9 +105,8 @@ async def _open_kafka(environ: Mapping[str, str]) -> AsyncIterator[EventLog]:
 
 async def _partitions(settings: KafkaSettings, connection: KafkaConnection) -> int:
     """Return how many partitions the log was made with, unless that is set: who looks into one need not know it."""
-    from chassis.eventlog_kafka_topics import engine_topic, open_admin, partition_count
+    from chassis.eventlog_kafka_topics import partitions_made
 
     if "partitions" in settings.model_fields_set:
         return settings.partitions
-    async with open_admin(connection) as admin, kafka_errors("looking at topics"):
-        return await partition_count(admin, engine_topic(settings.prefix, COMMANDS, settings.log_epoch))
+    return await partitions_made(connection, COMMANDS, epoch=settings.log_epoch, prefix=settings.prefix)

@@ -1,5 +1,6 @@
 """`parley up --distributed`: engines, topics, tables, and every service a process of its own."""
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -10,9 +11,13 @@ import click
 from pydantic_settings import BaseSettings
 
 from chassis.app import Stop, allow_open_files, run
-from chassis.config import ConfigError, load_all_settings
+from chassis.certificates import TlsError
+from chassis.config import ConfigError, load_all_settings, load_settings
 from chassis.embedded import DataFolderError, hold_folder
 from chassis.engines import ALL_ENGINES
+from chassis.eventlog import LogSetupError, LogUnavailableError
+from chassis.eventlog_kafka_settings import KafkaSettings
+from chassis.eventlog_kafka_topics import MissingTopicError, partitions_made
 from chassis.first_of import first_of
 from chassis.logs import configure_logging
 from chassis.process_config import InternalSettings, ProcessSettings
@@ -25,14 +30,13 @@ from parley_cluster.supervisor import ProcessFailedError
 from parley_cluster.topology import DRAIN_ORDER, Topology, certified
 from parley_engines.errors import EngineError
 from parley_engines.native import engines_of
+from parley_protocol.topics import COMMANDS
 from services.gateway.config import GatewaySettings
 from services.gateway.keys import KeyFileError
 from services.router.config import RouterSettings
 from services.store.config import StoreSettings
 
 CERTIFICATES_FOLDER: Final = "certs"
-# Not the 8 of a cluster on machines of its own: a few cores work on no more at once, and batches are twice as large.
-_PARTITIONS: Final = "4"
 _CERTIFIED_FOR: Final = timedelta(days=365)  # longer than anybody lets it run
 
 SETTINGS: tuple[type[BaseSettings], ...] = (
@@ -56,7 +60,6 @@ def run_distributed(
         raise SetupError(
             "with --distributed every process has metrics on an address of its own: see processes.json in the data folder."
         )
-    environ.setdefault("PARLEY_KAFKA_PARTITIONS", _PARTITIONS)
     try:
         settings = load_all_settings(SETTINGS, environ)
     except ConfigError as error:
@@ -73,6 +76,8 @@ def run_distributed(
                 refuse_taken(listen)
         with running_engines(engines_of(engines_dir or data_dir / ENGINES_FOLDER, _tell, leashed=True)) as engines:
             environ |= engine_settings(engines)
+            if "PARLEY_KAFKA_PARTITIONS" not in environ:
+                environ["PARLEY_KAFKA_PARTITIONS"] = str(_partitions(environ, max(stores, routers)))
             prepare(environ)
             roles = {} if "PARLEY_INTERNAL_TLS_CA_FILE" in environ else _certificates(data_dir / CERTIFICATES_FOLDER)
             topology = Topology(gateway.listen, gateways, stores, routers, environ, of_role=roles)
@@ -80,19 +85,32 @@ def run_distributed(
             async def serve(stop: Stop) -> None:
                 async with open_cluster(topology, data_dir, engines, lambda name, line: _pass_on(name, line, process)) as cluster:
                     titles = ", ".join(started.title for started in engines.values())
-                    click.echo(announcement(cluster.address, gateway, data_dir, [f"engines: {titles}"]))
+                    others = [f"engines: {titles}", f"partitions of the log: {environ['PARLEY_KAFKA_PARTITIONS']}"]
+                    click.echo(announcement(cluster.address, gateway, data_dir, others))
                     await first_of(stop.wait(), cluster.supervisor.wait_failed())
                     click.echo("stopping")
 
             run(serve, until_stdin_ends=until_stdin_ends)
-    except (BindError, CertificateFilesError, DataFolderError, KeyFileError) as error:
+    except (BindError, CertificateFilesError, DataFolderError, KeyFileError, TlsError) as error:
         raise SetupError(f"{error}.") from error
     except ProcessFailedError as error:
         raise SetupError(str(error)) from error  # its own words come last
     except OSError as error:
         raise SetupError(f"the data folder {data_dir} can't be used: {error.strerror}.") from error
-    except EngineError as error:
+    except (EngineError, LogSetupError, LogUnavailableError) as error:
         raise CommandError(f"{error}.") from error
+
+
+def _partitions(environ: Mapping[str, str], workers: int) -> int:
+    """Return how many partitions the log has: what it was made with, for that can't change; a new one gets one for each worker.
+
+    Not the 8 of a cluster on machines of its own: a store has one interpreter, and the fewer partitions, the larger its batches.
+    """
+    settings = load_settings(KafkaSettings, environ)
+    try:
+        return asyncio.run(partitions_made(settings.connection(), COMMANDS, epoch=settings.log_epoch, prefix=settings.prefix))
+    except MissingTopicError:
+        return workers
 
 
 def _certificates(folder: Path) -> dict[str, dict[str, str]]:

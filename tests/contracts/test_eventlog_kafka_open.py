@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from kafka_scene import TOPIC, TOPICS, apply, entries, open_log, poll, stopped, values
@@ -14,7 +15,7 @@ from worlds import KafkaLogWorld
 
 from chassis.eventlog import EventLog, LogSetupError, LogUnavailableError
 from chassis.eventlog_kafka_connection import KafkaConnection
-from chassis.eventlog_kafka_topics import TopicSettings, apply_topics, engine_topic
+from chassis.eventlog_kafka_topics import MissingTopicError, TopicSettings, apply_topics, engine_topic, partitions_made
 from parley_engines.kafka import LOGIN_USER
 from parley_engines.state import Started
 
@@ -37,6 +38,13 @@ async def test_topics_are_made_once_however_often_and_at_once_they_are_applied(w
     made = await asyncio.gather(*(apply(world, {"a": 2, "b": 1}) for _ in range(3)))
     assert sorted(name for names in made for name in names) == [engine_topic(world.prefix, name, 1) for name in ("a", "b")]
     assert await apply(world, {"a": 2, "b": 1}) == []
+
+
+async def test_a_topic_says_with_how_many_partitions_it_was_made(world: KafkaLogWorld) -> None:
+    made = partial(partitions_made, world.connection, TOPIC, prefix=world.prefix)
+    assert await made(epoch=1) == 3
+    with pytest.raises(MissingTopicError):
+        await made(epoch=2)
 
 
 async def test_a_topic_that_is_not_as_it_has_to_be_is_refused(world: KafkaLogWorld) -> None:

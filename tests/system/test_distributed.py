@@ -23,7 +23,7 @@ END_SECONDS = (
 
 @pytest.fixture(scope="module")
 def cluster(engines: EnginesOfTheRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterProcess]:
-    with ClusterProcess(tmp_path_factory.mktemp("cluster") / "data", engines) as cluster:
+    with ClusterProcess(tmp_path_factory.mktemp("cluster") / "data", engines, PARLEY_KAFKA_PARTITIONS="") as cluster:
         yield cluster
 
 
@@ -71,6 +71,7 @@ def test_users_talk_through_any_gateway_and_all_ends_in_order(cluster: ClusterPr
     assert len(gateways) == 2
     cluster.expect(r"chat alice --with bob --server ")
     assert re.search("Kafka .*, (Apache Cassandra .* in place of )?ScyllaDB.*, Consul ", cluster.expect("^engines: (.*)$")[1])
+    cluster.expect("^partitions of the log: 1$")
     for number, gateway in enumerate(gateways, 1):
         options = ["--server", gateway, "--data", str(cluster.data)]
         code, out, error = cluster.run("send", "--as", "alice", "--to", "bob", f"by gateway {number}", *options)
