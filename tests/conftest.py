@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 import structlog
+from engine_fixtures import begin_engines, engine_pids, provision
 from engine_fixtures import begun_engines as begun_engines  # fixtures: pytest finds them here
-from engine_fixtures import engine_pids, provision
 from engine_fixtures import engines as engines
 from hypothesis import settings
 from workers import Workers
@@ -32,34 +32,30 @@ settings.register_profile("parley", deadline=None)  # an example's 200 ms judge 
 settings.load_profile("parley")
 
 # asyncio's debug mode notes where each future is made: the whole stack, with pytest's thirty frames, each with its line. The
-# innermost ones say it, and a sixth of the async tests' CPU is saved.
-STACK_FRAMES = 10
+# innermost ones say it, and a fifth of the async tests' CPU is saved.
+STACK_FRAMES = 3
 _walk_stack = traceback.walk_stack
 traceback.walk_stack = lambda frame: itertools.islice(_walk_stack(frame), STACK_FRAMES)
 
 # Cheap and broad first: what breaks most is told soonest. Budgets in seconds are shown, never judged: machines differ.
 TIERS = {
-    "repository": 15,
     "unit": 30,  # the first tiers overlap: these three are what GOALS leaves to each
     "contracts": 30,
     "simulation": 60,
+    "repository": 15,
     "fuzz": 15,
     "rpc": 90,
     "engines": 150,
     "system": 120,
     "chaos": 300,
 }
-# What one implementation alone is asked for lies beside the suite that all are held to, and comes later: its bad days, in which it
-# is killed, hangs, or is set up anew, are most of its time.
-ONE_ENGINE = ("test_eventlog_kafka", "test_cql")
 TESTS = Path(__file__).parent
 ASYNC_TEST_SECONDS = 60  # far beyond any that works: a wait that never ends fails where it waits, and the run goes on
 THREAD_END_SECONDS = 5  # for a thread that was told to end; one that was not is reported after this long
 
-SHARED = ("repository", "unit", "contracts", "simulation")  # run on all cores: their tests need little beside CPU
+SHARED = ("unit", "contracts", "simulation")  # run on all cores: their tests need little beside CPU
 FEW = 50  # so few tests are over before a worker pays
 ONLY_HERE = {"runs", "fates"}  # fixtures that workers do not have: what the simulation's pool computes
-READY_FIRST = ("consul", "kafka", "scylladb")  # engines by how long they take to start
 # What whoever changes the code waits for: seconds from the first test of these tiers to the end of the last, on two cores that
 # have nothing else to do.
 GOALS = {("unit", "contracts"): 30, ("unit", "contracts", "simulation"): 90}
@@ -71,10 +67,14 @@ BEGAN = time.time()
 workers: list[Workers] = []  # of this run: one
 
 
-def tier_of(path: Path) -> str:
-    """Return the tier of a test file: its folder below tests/, or "repository" for those that judge the files themselves."""
-    parts = path.relative_to(TESTS).parts
-    if parts[0] == "contracts" and path.name.startswith(ONE_ENGINE):
+def tier_of(item: pytest.Item) -> str:
+    """Return the tier of a test: its folder below tests/, or "repository" for those that judge the files themselves.
+
+    What asks a real engine to keep a port's promises is of the suite that all implementations are held to, and comes later: engines
+    have to start, and their bad days, in which they are killed, hang, or are set up anew, take the most time.
+    """
+    parts = item.path.relative_to(TESTS).parts
+    if parts[0] in SHARED and item.get_closest_marker("engines"):
         return "engines"
     return parts[0] if len(parts) > 1 else "repository"
 
@@ -92,17 +92,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             item.obj = with_deadline(item.obj)
     order = list(TIERS)
-    items.sort(key=lambda item: (order.index(tier) if (tier := tier_of(item.path)) in order else len(order), waits(item)))
+    items.sort(key=lambda item: (order.index(tier) if (tier := tier_of(item)) in order else len(order), waits(item)))
 
 
-def waits(item: pytest.Item) -> int:
-    """Tell whether, and how long, a test waits for what began with the run: in the first tiers those that wait come last."""
-    if tier_of(item.path) not in SHARED:
-        return 0
-    needed = {name for mark in item.iter_markers("engines") for name in mark.args}
-    unknown = needed.difference(READY_FIRST)
-    assert not unknown, f"{item.nodeid} is marked with engines that are none: {sorted(unknown)}"
-    return 1 + max(map(READY_FIRST.index, needed), default=-1) + (not ONLY_HERE.isdisjoint(getattr(item, "fixturenames", ())))
+def waits(item: pytest.Item) -> bool:
+    """Tell whether a test waits for what began with the run: in the first tiers those that do come last."""
+    return tier_of(item) in SHARED and not ONLY_HERE.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(tryfirst=True)  # others start threads
@@ -111,8 +106,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if option.collectonly:
         return
     provision(session)
+    gc.collect()
+    gc.freeze()  # what was collected stays to the end: no later look at all objects needs to pass it
     if option.workers and not (option.usepdb or option.trace or session.testsfailed):
-        first = [item for item in session.items if tier_of(item.path) in SHARED]
+        first = [item for item in session.items if tier_of(item) in SHARED]
         shared = [item for item in first if not waits(item)]
         if len(shared) >= FEW:
             workers.append(Workers(shared, [item for item in first if waits(item)], session.items[len(first) :]))
@@ -124,6 +121,12 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         return None
     workers[0].run(session)
     return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    if tier_of(item) not in SHARED:  # the first tiers have the cores to themselves
+        begin_engines()
 
 
 def with_deadline(test: Callable[..., object]) -> Callable[..., object]:
@@ -149,7 +152,7 @@ def not_run_is_failure(report: pytest.TestReport | pytest.CollectReport) -> None
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     not_run_is_failure(report)
-    report.tier = tier_of(item.path)  # goes with it from a worker
+    report.tier = tier_of(item)  # goes with it from a worker
     return report
 
 

@@ -1,4 +1,4 @@
-"""Real engines for the tests of a run: provisioned and begun before the first test, waited for when one asks, stopped at the end.
+"""Real engines for the tests of a run: provisioned before the first test, begun after the first tiers, stopped at the end.
 
 A test names what it needs by a mark and asks the fixture where it is:
 
@@ -6,10 +6,10 @@ A test names what it needs by a mark and asks the fixture where it is:
     async def test_...(engines: EnginesOfTheRun) -> None:
         ... engines.address("kafka")
 
-All tests of a run share the engines: isolate by a topic prefix, keyspace or key prefix of one's own.
+Who asks first waits for its start. All tests of a run share the engines: isolate by a topic prefix, keyspace or key prefix of
+one's own.
 """
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -46,11 +46,15 @@ class EnginesOfTheRun:
     def __init__(self, engines: NativeEngines, missing: dict[str, str]) -> None:
         self._engines = engines
         self._missing = missing
+        self._began = False
         self._begun: dict[str, Started] = {}  # by `begin`; nobody has asked for it yet
         self._started: dict[str, Started] = {}
 
     def begin(self) -> None:
-        """Start all that this run needs, without waiting: they come up while tests run that need none."""
+        """Start all that this run needs, without waiting: they come up while tests run that need none. Again does nothing."""
+        if self._began:
+            return
+        self._began = True
         with suppress(EngineError):  # whoever needs it meets it again, and says so
             # Kafka last: a Java of its own formats its storage first, which the others need not wait for.
             names = sorted((name for name, why in self._missing.items() if not why), key=lambda name: name == "kafka")
@@ -107,9 +111,10 @@ class EnginesOfTheRun:
 
 def provision_for(session: pytest.Session, engines: NativeEngines) -> dict[str, str]:
     """Provision what the tests of this run are marked with; return for each why it can't be had, or nothing."""
-    names = {str(name) for item in session.items for mark in item.iter_markers("engines") for name in mark.args}
-    missing = dict.fromkeys((name for name in ENGINES if name in names), "")
-    assert names == missing.keys(), f"tests are marked with engines that are none: {names - missing.keys()}"
+    needed = {str(name): item for item in session.items for mark in item.iter_markers("engines") for name in mark.args}
+    for name in needed.keys() - ENGINES.keys():
+        raise LookupError(f"{needed[name].nodeid} is marked with an engine that is none: {name}")
+    missing = dict.fromkeys((name for name in ENGINES if name in needed), "")
     for name in missing:
         try:
             engines.provision([name])
@@ -121,6 +126,7 @@ def provision_for(session: pytest.Session, engines: NativeEngines) -> dict[str, 
 
 runs: list[HasPids] = []
 _missing: dict[str, str] = {}
+_are_due = threading.Event()
 
 
 def provision(session: pytest.Session) -> None:
@@ -139,13 +145,21 @@ def described(name: str, *, missing: bool) -> str:
     return f"no {program}" if missing else program
 
 
+def begin_engines() -> None:
+    """Let engines start, also those of a run whose fixture is yet to be set up."""
+    _are_due.set()
+    for run in runs:
+        if isinstance(run, EnginesOfTheRun):  # the others are a test's own
+            run.begin()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def begun_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnginesOfTheRun]:
-    """Begin them with the run. Not under the name that tests use: some files have a fixture of that name for themselves."""
+    """Begin them when they are due. Not under the name that tests use: some files have a fixture of that name for themselves."""
     said: list[str] = []
     run = EnginesOfTheRun(engines_of(tmp_path_factory.mktemp("engines"), said.append, ENVIRON, leashed=True), _missing)
     runs.append(run)
-    if multiprocessing.parent_process() is None:  # a worker has no test that needs one
+    if _are_due.is_set():
         run.begin()
     yield run
     run.stop()

@@ -13,11 +13,12 @@ ROOT = Path(__file__).parent.parent
 RUN_SECONDS = 100  # beyond what tests in such a run wait for each other
 
 
-def run(folder: Path, source: str, *options: str, **environ: str) -> str:
-    """Run the source as a test file under our conftest and settings; return what pytest printed."""
+def run(folder: Path, source: str, *options: str, tier: str = "unit", **environ: str) -> str:
+    """Run the source as a test file of a tier under our conftest and settings; return what pytest printed."""
     for name in ("conftest.py", "engine_fixtures.py", "workers.py"):
         shutil.copy(ROOT / "tests" / name, folder)
-    file = folder / "test_it.py"
+    (folder / tier).mkdir(exist_ok=True)
+    file = folder / tier / "test_it.py"
     file.write_text(source)
     command = [
         sys.executable,
@@ -63,8 +64,8 @@ def test_waits():
 """
 
 
-def test_an_engine_that_is_none_is_named_with_the_test_that_would_not_wait_for_it(tmp_path):
-    assert "test_it.py::test_waits is marked with engines that are none: ['kafak']" in run(tmp_path, MISSPELT)
+def test_an_engine_that_is_none_is_named_with_the_test_that_asks_for_it(tmp_path):
+    assert "test_it.py::test_waits is marked with an engine that is none: kafak" in run(tmp_path, MISSPELT)
 
 
 def test_a_skip_is_reported_and_with_ci_a_failure(tmp_path):
@@ -198,7 +199,7 @@ def test_workers_share_the_tests_and_all_is_reported_by_one(tmp_path):
     assert {by for _, by in ran(tmp_path)} == {"worker-1", "worker-2"}
     assert output.count("said by ") == 2
     assert "said by 3\n" in output
-    assert "repository    100 tests" in output
+    assert "unit          100 tests" in output
 
 
 def test_a_failure_ends_workers_too_if_it_is_to_end_the_run(tmp_path):
@@ -235,7 +236,7 @@ def test_workers_of_a_run_that_ends_early_let_go_of_what_they_hold(tmp_path):
 @pytest.mark.parametrize("die", ["alone", "in_the_midst_of_a_word"])
 def test_a_worker_that_dies_fails_the_run_and_its_test_is_named(tmp_path, die):
     output = run(tmp_path, f"FAIL, DIE, WITH_OWN = (), lambda request: {die}(request), False{MANY}", "--workers=2")
-    assert re.search(r"2 tests have no result: worker-1 ended with -9 in test_it.py::test_each\[\d+\]", output), output
+    assert re.search(r"2 tests have no result: worker-1 ended with -9 in unit/test_it\.py::test_each\[\d+\]", output), output
     assert "98 passed" in output
 
 

@@ -1,7 +1,7 @@
 """Runs the tests of cheap tiers on all cores: workers, forked when all is collected, take the next test of one list.
 
-Meanwhile pytest itself runs what asks for something that only it has (engines, what the simulation's pool computes), and so waits
-much. It alone reports: workers tell it what they found. Why not pytest-xdist: CONTRIBUTING.md.
+Meanwhile pytest itself runs what asks for something that only it has, what the simulation's pool computes, and so waits much. It
+alone reports: workers tell it what they found. Why not pytest-xdist: CONTRIBUTING.md.
 """
 
 import multiprocessing

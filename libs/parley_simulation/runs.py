@@ -1,5 +1,6 @@
 """Runs plans: one, many, or one again and again until it is small. A violation is a result here, no exception."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -100,6 +101,8 @@ def cores() -> int:
 def _begin_process(niceness: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
     os.nice(niceness)
+    gc.collect()
+    gc.freeze()  # modules stay: each look at all objects would pass them in vain
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

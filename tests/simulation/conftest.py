@@ -1,6 +1,6 @@
 """What every test run takes of the simulation, on all cores: seeds, and rules that are broken on purpose.
 
-They are begun when the run begins, with the lowest priority: tests of earlier tiers now and then wait, for engines, for disks, and
+They are begun when the run begins, with the lowest priority: tests of earlier tiers now and then wait, for disks, for timers, and
 for each other. The tests of this tier judge what came of them.
 """
 
