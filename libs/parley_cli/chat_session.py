@@ -7,15 +7,16 @@ their ticks turn below the prompt. As what has scrolled by can't be rewritten, a
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 
 from chassis.tasks import Tasks
 from parley.api.v1 import events_pb2
 from parley_cli import chat_commands
+from parley_cli.chat_lines import TICK_STYLES, Lines
+from parley_cli.chat_names import Names
 from parley_cli.chat_outgoing import Outgoing
 from parley_cli.chat_screen import Pieces, Screen
 from parley_cli.rendering import describe, harmless, last_cause, member_line, one_line
-from parley_cli.ticks import SIGNS, WORDS, Tick, Ticks
+from parley_cli.ticks import SIGNS, Ticks
 from parley_client import (
     CallError,
     CaughtUp,
@@ -25,7 +26,6 @@ from parley_client import (
     CommandRejected,
     ConnectionChanged,
     ConnectionState,
-    Conversation,
     ConversationChanged,
     FrameRefused,
     InvalidCommandError,
@@ -41,11 +41,11 @@ from parley_client import (
 )
 from parley_protocol.ids import direct_conversation_id, is_app_id
 
-_STYLES = {Tick.SENT: "class:sent", Tick.DELIVERED: "class:delivered", Tick.READ: "class:read"}
 _TURN_SECONDS = 0.3  # delivered is mostly followed by read at once: one line for both
 _STATUS_MESSAGES = 3  # own messages below the prompt
 _STATUS_CHARS = 24  # of each
-_UNSAID, _AWAY = "nothing has been said here yet", "can't ask the server now: it is away"
+_UNSAID = "nothing has been said here yet"
+_AWAY = "can't ask the server now: it is away"
 _HELD_QUIET_SECONDS = 10.0  # each message that waits is asked to, again and again: one line says it
 
 
@@ -57,6 +57,8 @@ class Chat:
         self._screen = screen
         self._tasks = tasks
         self._user = user
+        self._names = Names(client, user)
+        self._lines = Lines(screen, user)
         self._conversation = ""
         self._peer = ""  # the other of a 1-1 conversation
         self._ticks = Ticks()
@@ -64,17 +66,14 @@ class Chat:
         self._oldest_shown = 0
         self.lost = asyncio.Event()  # set while there is no connection, once the user was told
         self._outgoing = Outgoing(client, self.lost)
-        self._turning, self._quiet_until = False, 0.0
+        self._turning = False
+        self._quiet_until = 0.0
 
     # What surrounds the typing.
 
     def prompt(self) -> Pieces:
         """Return what stands before the line that is typed."""
-        return [
-            ("class:own", self._user),
-            ("", f" → {harmless(self._label(self._conversation))} " if self._conversation else " "),
-            ("", "> "),
-        ]
+        return [("class:own", self._user), ("", f" → {harmless(self._label())} " if self._conversation else " "), ("", "> ")]
 
     def status(self) -> Pieces:
         """Return the line below: the connection, own messages with their ticks, those that wait."""
@@ -83,7 +82,7 @@ class Chat:
         for message, tick in self._ticks.last(_STATUS_MESSAGES):
             pieces += [
                 ("class:note", " │ "),
-                (_STYLES[tick], f"{SIGNS[tick]} #{message.seq} "),
+                (TICK_STYLES[tick], f"{SIGNS[tick]} #{message.seq} "),
                 ("class:note", one_line(message.text, _STATUS_CHARS)),
             ]
         for text in self._outgoing.texts()[-_STATUS_MESSAGES:]:
@@ -117,22 +116,22 @@ class Chat:
             case ConnectionChanged(ConnectionState.WAITING, detail) if not self.lost.is_set():
                 self.lost.set()
                 if self._client.user_id:  # else there is nothing to come back to: the command says so and ends
-                    self._note(f"reconnecting… ({last_cause(detail)}; what you type is kept and sent)")
+                    self._lines.note(f"reconnecting… ({last_cause(detail)}; what you type is kept and sent)")
             case ConnectionChanged(ConnectionState.CONNECTED) if self.lost.is_set():
                 self.lost.clear()
-                self._note("connected again")
+                self._lines.note("connected again")
             case CommandHeld(_, _, reason, delay):
                 now = asyncio.get_running_loop().time()
                 if now >= self._quiet_until:
                     self._quiet_until = now + _HELD_QUIET_SECONDS
-                    self._note(
+                    self._lines.note(
                         f"the server asks to wait ({reason.lower()}): what you typed is kept and sent again in {delay:.1f} s"
                     )
             case CommandRejected(request_id, error):
                 text = self._outgoing.settle(request_id)
-                self._error(f"{f'not sent “{one_line(text, 60)}”' if text else 'not done'}: {error.detail}")
+                self._lines.error(f"{f'not sent “{one_line(text, 60)}”' if text else 'not done'}: {error.detail}")
             case FrameRefused(error):
-                self._error(f"the server did not understand: {error.detail}")
+                self._lines.error(f"the server did not understand: {error.detail}")
             case Missed():
                 self._read_ticks()
             case ConnectionChanged() | CaughtUp() | ConversationChanged() | ReceiptMoved():
@@ -163,20 +162,20 @@ class Chat:
                 case chat_commands.GroupLeave():
                     await self._client.leave(self._group())
                 case chat_commands.Help():
-                    self._note(chat_commands.HELP)
+                    self._lines.note(chat_commands.HELP)
                 case chat_commands.Quit():
                     return False
         except (chat_commands.NotUnderstoodError, InvalidCommandError) as error:
-            self._error(str(error))
+            self._lines.error(str(error))
         except UnknownConversationError:
-            self._error(_UNSAID)
+            self._lines.error(_UNSAID)
         except CallError as error:
             when = "can't ask the server now: " if error.passes else ""
-            self._error(when + (last_cause(error.detail) or error.code.name.lower()))
+            self._lines.error(when + (last_cause(error.detail) or error.code.name.lower()))
         except OutboxFullError:
-            self._error("not sent: too much waits for the server already")
+            self._lines.error("not sent: too much waits for the server already")
         except StoreError as error:
-            self._error(f"not sent, and not kept: {error}")
+            self._lines.error(f"not sent, and not kept: {error}")
         self._screen.refresh()
         return True
 
@@ -201,17 +200,17 @@ class Chat:
         """Say where something waits to be read."""
         for conversation in self._client.conversations():
             if conversation.unread_count and conversation.conversation_id != self._conversation:
-                self._note(f"{conversation.unread_count} unread in {self._where(conversation.conversation_id)}")
+                self._lines.note(f"{conversation.unread_count} unread in {self._names.where(conversation.conversation_id)}")
 
     def show_pending(self) -> None:
         """Say what an earlier run has left to be sent."""
         if left := len(self._client.pending()):
-            self._note(f"{left} from before not sent yet: sent when the server takes it")
+            self._lines.note(f"{left} from before not sent yet: sent when the server takes it")
 
     async def settle(self) -> None:
         """Wait until all that was typed is stored and shown, while there is a connection and things move; say what is left."""
         if left := await self._outgoing.wait():
-            self._note(f"{left} not sent yet: kept, and sent the next time")
+            self._lines.note(f"{left} not sent yet: kept, and sent the next time")
 
     async def _say(self, text: str) -> None:
         if not self._conversation:
@@ -234,12 +233,12 @@ class Chat:
         self._oldest_shown = 0
         self._ticks = Ticks()
         self._read_ticks()
-        self._note(f"── {harmless(title or self._label(conversation))} ──")
+        self._lines.note(f"── {harmless(title or self._label())} ──")
         try:
             events = await self._client.history(conversation, limit=chat_commands.DEFAULT_HISTORY_LINES, fetch=False)
         except UnknownConversationError:
             if peer and not self.lost.is_set():
-                self._note(_UNSAID)
+                self._lines.note(_UNSAID)
             return
         self._shown[conversation] = max(self._shown.get(conversation, 0), events[-1].seq if events else 0)
         self._show_older(events)
@@ -262,7 +261,7 @@ class Chat:
         events = await self._client.history(self._conversation, before=self._oldest_shown, limit=lines, fetch=not away)
         if not events and away:
             raise chat_commands.NotUnderstoodError(_AWAY)
-        self._note("── earlier ──" if events else "that was the beginning")
+        self._lines.note("── earlier ──" if events else "that was the beginning")
         self._show_older(events)
 
     async def _who(self) -> None:
@@ -276,16 +275,16 @@ class Chat:
         for first in range(0, len(members), 100):
             online |= await self._client.get_presence([member.user_id for member in members[first : first + 100]])
         for member in members:
-            self._note(member_line(member, online=online.get(member.user_id, False), in_group=not self._peer))
+            self._lines.note(member_line(member, online=online.get(member.user_id, False), in_group=not self._peer))
 
     def _list(self) -> None:
         conversations = self._client.conversations()
         for conversation in conversations:
             unread = f", {conversation.unread_count} unread" if conversation.unread_count else ""
             gone = "" if conversation.role or conversation.peer_user_id or conversation.title == "" else ", left"
-            self._note(f"{self._where(conversation.conversation_id)} #{conversation.head_seq}{unread}{gone}")
+            self._lines.note(f"{self._names.where(conversation.conversation_id)} #{conversation.head_seq}{unread}{gone}")
         if not conversations:
-            self._note("no conversations yet: /to USER begins one")
+            self._lines.note("no conversations yet: /to USER begins one")
 
     def _group(self) -> str:
         if not self._conversation or self._peer:
@@ -300,7 +299,7 @@ class Chat:
         self._follow_members(event.event)
         if event.actor == self._user and event.content == "message":
             self._ticks.sent(event.seq, describe(event.event))
-        self._line(event)
+        self._lines.event(event, self._ticks)
         await self._client.mark_read(event.conversation_id, event.seq)
         self._turn_soon()
 
@@ -308,26 +307,12 @@ class Chat:
         for event in events:
             if event.actor == self._user and event.content == "message":
                 self._ticks.sent(event.seq, describe(event.event))
-            self._line(event)
+            self._lines.event(event, self._ticks)
         if events:
             self._oldest_shown = events[0].seq
 
-    def _line(self, event: TimelineEvent) -> None:
-        time = datetime.fromtimestamp(event.time_ms / 1000)
-        when = time.strftime("%H:%M" if time.date() == datetime.now().date() else "%Y-%m-%d %H:%M")
-        place: Pieces = [("class:note", f"#{event.seq} {when} ")]
-        if event.content != "message":
-            self._screen.show([*place, ("class:note", describe(event.event))])
-            return
-        own = event.actor == self._user
-        pieces: Pieces = [*place, ("class:own" if own else "class:other", f"{event.actor}: "), ("", describe(event.event))]
-        if own:
-            tick = self._ticks.of(event.seq)
-            pieces.append((_STYLES[tick], f" {SIGNS[tick]}"))
-        self._screen.show(pieces)
-
     def _announce(self, event: TimelineEvent) -> None:
-        self._note(f"{self._where(event.conversation_id)}: {one_line(describe(event.event), 60)}")
+        self._lines.note(f"{self._names.where(event.conversation_id)}: {one_line(describe(event.event), 60)}")
 
     def _turn_soon(self) -> None:
         if not self._turning:
@@ -338,13 +323,7 @@ class Chat:
         await asyncio.sleep(_TURN_SECONDS)
         self._turning = False
         for turn in self._ticks.turns():
-            self._screen.show(
-                [
-                    ("class:note", "      "),
-                    (_STYLES[turn.tick], SIGNS[turn.tick]),
-                    ("class:note", f" {WORDS[turn.tick]} up to #{turn.seq}"),
-                ]
-            )
+            self._lines.turn(turn)
         self._screen.refresh()
 
     def _read_ticks(self) -> None:
@@ -373,28 +352,5 @@ class Chat:
         if event.WhichOneof("content") in {"group_created", "members_added", "member_removed", "member_left"}:
             self._tasks.spawn(self._ask_members(event.conversation_id), name="members")
 
-    def _label(self, conversation: str) -> str:
-        if conversation == self._conversation and self._peer:
-            return self._peer
-        with suppress(UnknownConversationError):
-            known = self._client.conversation(conversation)
-            return self._peer_of(known) or known.title or conversation
-        return conversation
-
-    def _where(self, conversation: str) -> str:
-        """Name a conversation so that /to finds it."""
-        with suppress(UnknownConversationError):
-            known = self._client.conversation(conversation)
-            return self._peer_of(known) or f"“{harmless(known.title)}” ({conversation})"
-        return conversation
-
-    def _peer_of(self, known: Conversation) -> str:
-        """Return the other of a 1-1 conversation; empty for a group. A conversation with oneself has no other."""
-        alone = known.conversation_id == direct_conversation_id(self._user, self._user)
-        return self._user if alone else known.peer_user_id
-
-    def _note(self, text: str) -> None:
-        self._screen.show([("class:note", text)])
-
-    def _error(self, text: str) -> None:
-        self._screen.show([("class:error", f"! {harmless(text)}")])
+    def _label(self) -> str:
+        return self._peer or self._names.label(self._conversation)
