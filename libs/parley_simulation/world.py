@@ -1,7 +1,7 @@
 """The whole system in one process: engines, stores, router and gateways joined in memory, and devices that use the SDK."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
@@ -17,7 +17,6 @@ from chassis.registry import Instance
 from chassis.testing.faults import AWAY, CUT_OFF, DRAIN, PAUSE_SECONDS_MAX, REGISTRY_FAULTS, SLOW_READER
 from chassis.testing.virtual_loop import run_virtual
 from parley.log.v1.records_pb2 import CommandRecord, EventBatch
-from parley.store.v1.rows_pb2 import InboxRow
 from parley_checker.guarantees import Guarantee
 from parley_checker.history import Device, entry_of
 from parley_checker.judge import judge
@@ -39,8 +38,9 @@ from parley_simulation.processes import (
     open_simulation,
 )
 from parley_simulation.reports import Report
-from parley_simulation.store_judge import Tables, judge_published, judge_replay, judge_rows, timelines_of
+from parley_simulation.store_judge import judge_published, judge_replay, judge_rows, timelines_of
 from parley_simulation.store_world import QUIET_SECONDS, RUN_LIMIT_SECONDS, jump_walls, read_all, replay, tiny_settings
+from parley_simulation.view_judge import stories_of_views
 from services.gateway.app import open_gateway
 from services.gateway.config import GatewaySettings
 from services.gateway.tokens import KeyRing, TokenVerifier, verifying_key
@@ -49,7 +49,7 @@ from services.router.config import RouterSettings
 from services.store.app import open_store
 from services.store.apply import GROUP
 from services.store.config import StoreSettings
-from services.store.rows import DEDUPE, INBOX, TABLES
+from services.store.rows import DEDUPE, TABLES
 
 STORES = 2
 GATEWAYS = 2
@@ -229,36 +229,13 @@ class World:
         judge_published(verdict, [event for batch in batches for event in batch.events], timelines, entries)
         judge_rows(verdict, self.crowd.directs, decoded, tables, timelines)
         verdict.judged[Guarantee.UNREAD] += len(self.devices)
-        for story in self._judge_views(tables):
+        for story in stories_of_views(self.devices, tables):
             verdict.blame(Fault.DIFFERENT, Guarantee.UNREAD, story)
         verdict.judged[Guarantee.RESUMES] += len(self.devices)
         self._ownership.judge(verdict, SLOTS)
         if not verdict.kept:
             raise ContractError(verdict)
         return verdict
-
-    def _judge_views(self, tables: Tables) -> Iterator[str]:
-        """G7, G12: what every device shows of a conversation is what its user's inbox says."""
-        for one in self.devices:
-            user, device_id = one.device
-            assert one.client is not None
-            views = {view.conversation_id: view for view in one.client.conversations()}
-            for (table, partition, key), (_, value) in tables.items():
-                if (table, partition) != (INBOX, user):
-                    continue
-                inbox, view = InboxRow.FromString(value), views.pop(key.decode(), None)
-                if view is None:
-                    yield f"{device_id} does not know {key.decode()}"
-                    continue
-                told = (view.held_seq, view.head_seq, view.delivered_seq, view.read_seq, view.unread_count)
-                true = (inbox.head_seq, inbox.head_seq, inbox.delivered_seq, inbox.read_seq, inbox.unread_count)
-                if told != true:
-                    yield f"{device_id} shows of {key.decode()} (held, head, delivered, read, unread) = {told}, the inbox {true}"
-                peer = view.peer_delivered_seq, view.peer_read_seq
-                if peer != (inbox.peer_delivered_seq, inbox.peer_read_seq):
-                    yield f"{device_id} shows of {key.decode()} the peer at {peer}, the inbox {str(inbox).split()}"
-            for foreign in views:
-                yield f"{device_id} knows {foreign}, which its user's inbox does not"
 
     async def _drain_sometimes(self) -> None:
         """Stop a gateway in order every now and then, until cancelled."""

@@ -1,16 +1,17 @@
 """Limits so small that three users and some hundred records walk the paths that large groups and busy senders take."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 from conftest import SEEDS_MAX
 
 from parley_simulation import world
+from parley_simulation.devices import SimulatedDevice
 from parley_simulation.processes import BrokenError
 from parley_simulation.store_judge import Tables
 from parley_simulation.store_world import run_seed
-from parley_simulation.world import World, run_world
+from parley_simulation.world import run_world
 from services.router.recipients import Group
 from services.store import decide, loaded, memory, rows, seen_keys, state
 from services.store.reads import conversation_of
@@ -20,14 +21,14 @@ from tests.simulation.mutants import likely_first
 SEEDS = range(10)
 
 
-def views_as_the_states_say(self: World, tables: Tables) -> Iterator[str]:
+def views_as_the_states_say(devices: Iterable[SimulatedDevice], tables: Tables) -> Iterator[str]:
     """G7, G12: what every device shows is what its user sees of the states: inbox rows of large conversations say nothing."""
     cells: dict[str, list[tuple[bytes, bytes]]] = {}
     for (table, partition, key), (_, value) in tables.items():
         if table == rows.STATE:
             cells.setdefault(partition, []).append((key, value))
     states = {name: rows.state_of(name, found) for name, found in cells.items()}
-    for one in self.devices:
+    for one in devices:
         user, device_id = one.device
         assert one.client is not None
         shown = {v.conversation_id: v for v in one.client.conversations()}
@@ -53,7 +54,7 @@ def large_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "LARGE_ABOVE", 2)
     settings = world.GATEWAY_SETTINGS.model_copy(update={"group_members": 3})
     monkeypatch.setattr(world, "GATEWAY_SETTINGS", settings)
-    monkeypatch.setattr(World, "_judge_views", views_as_the_states_say)
+    monkeypatch.setattr(world, "stories_of_views", views_as_the_states_say)
 
 
 @pytest.mark.usefixtures("large_groups")
