@@ -106,8 +106,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if option.collectonly:
         return
     provision(session)
-    gc.collect()
-    gc.freeze()  # what was collected stays to the end: no later look at all objects needs to pass it
     if option.workers and not (option.usepdb or option.trace or session.testsfailed):
         first = [item for item in session.items if tier_of(item) in SHARED]
         shared = [item for item in first if not waits(item)]

@@ -4,6 +4,7 @@ Meanwhile pytest itself runs what asks for something that only it has, what the 
 alone reports: workers tell it what they found. Why not pytest-xdist: CONTRIBUTING.md.
 """
 
+import gc
 import multiprocessing
 import threading
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ class Workers:
         """Begin so many. Called before anything starts a thread."""
         session.config._tmp_path_factory.getbasetemp()  # one for all
         session.config.pluginmanager.get_plugin("capturemanager").stop_global_capturing()  # its files would be shared
+        gc.collect()
+        gc.freeze()  # what was collected stays to the end: no later look at all objects needs to pass it, and so copy it
         ends: list[Connection] = []
         for number in range(1, count + 1):
             ours, theirs = CONTEXT.Pipe(duplex=False)
