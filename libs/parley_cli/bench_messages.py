@@ -89,6 +89,7 @@ class Pair:
         self.follower = Follower()
         self._prefix = target.rng.randbytes(8)
         self._padding = target.rng.randbytes(_BODY_BYTES - 8)
+        self._ack_phase = target.rng.uniform(0, SMALL_INTERVAL_SECONDS)
         self._tally = tally
         self._load = load
         self._due = array("d", [0.0])  # by number, counted from 1
@@ -186,7 +187,8 @@ class Pair:
         )
 
     async def keep_acking(self) -> None:
-        """Write acknowledgements as often as the SDK does."""
+        """Write acknowledgements as often as the SDK does, and as little in step with others: together all would be one burst."""
+        await asyncio.sleep(self._ack_phase)
         while True:
             await asyncio.sleep(SMALL_INTERVAL_SECONDS)
             if self.receiving.has_acks:

@@ -1,18 +1,24 @@
 """What benchmarks count with: places in a timeline, percentiles, slopes, moments."""
 
+import asyncio
 import json
 import random
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parley.api.v1.events_pb2 import Event
+from parley_cli.bench_messages import MessageLoad, Pair, Tally
 from parley_cli.bench_pacer import arrivals
 from parley_cli.bench_report import percentiles_ms, show, slope
 from parley_cli.bench_stream import Follower
+from parley_cli.bench_target import Target
+from parley_client.ack_state import SMALL_INTERVAL_SECONDS
 
 
 @given(st.lists(st.integers(1, 12)), st.sets(st.integers(1, 12)))
@@ -87,3 +93,22 @@ def test_what_a_terminal_has_no_room_for_goes_on_below_itself(capsys: pytest.Cap
     assert lines[0] == "rule      flat: over the second half the line fitted to the"
     assert lines[1] == "          memory rises by no more than it may"
     assert max(map(len, lines)) <= 60
+
+
+async def test_devices_acknowledge_out_of_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at the same moment would be a burst that real devices do not make, and all who wait would wait behind it."""
+    target = Target("", Path(), lambda user: user, None, "run", random.Random(1))
+    pairs = [Pair(target, index, Tally(), MessageLoad(100, 1, 1.0)) for index in range(100)]
+    firsts: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        firsts.append(seconds)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    for pair in pairs:
+        with suppress(asyncio.CancelledError):
+            await pair.keep_acking()
+    assert all(0 <= first <= SMALL_INTERVAL_SECONDS for first in firsts)
+    tenths = {int(first / SMALL_INTERVAL_SECONDS * 10) for first in firsts}
+    assert len(tenths) == 10
