@@ -39,6 +39,9 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
+# A request goes from thread to thread and back, each of which may have to be woken: the usual 3 and 8 take a fifth more CPU.
+num.network.threads=1
+num.io.threads=2
 # Nobody else comes that one would have to wait for.
 group.initial.rebalance.delay.ms=0
 # Topics are made by `parley topics apply`, with their partitions and settings.
