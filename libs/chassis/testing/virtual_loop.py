@@ -65,6 +65,17 @@ class VirtualFuture(asyncio.Future[Any]):
         return self.number
 
 
+class _Timer(asyncio.TimerHandle):
+    """A timer that is compared with its like alone, without a look at what it is: ten times as often as it is made."""
+
+    __slots__ = ()
+    _scheduled: bool  # asyncio's
+    _when: float
+
+    def __lt__(self, other: asyncio.TimerHandle) -> bool:
+        return self._when < other._when  # type: ignore[attr-defined, no-any-return]
+
+
 class _NoSelector:
     """Stands where the loop waits for sockets: there are none, and waiting is moving the clock."""
 
@@ -80,6 +91,7 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
     _scheduled: list[Any]
     _timer_cancelled_count: int
     _stopping: bool
+    _check_closed: Callable[[], None]
 
     def __init__(self, limit_seconds: float = DEFAULT_LIMIT_SECONDS) -> None:
         super().__init__()
@@ -178,6 +190,28 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
         if self.unhandled:
             first = self.unhandled[0]
             raise UnhandledError(f"{len(self.unhandled)} unhandled, first: {first.get('message')}") from first.get("exception")
+
+    # These three do what BaseEventLoop's do, but for debug mode, which is off: a run is mostly turns of the loop.
+
+    def call_soon(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None) -> asyncio.Handle:
+        self._check_closed()
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        self._check_closed()
+        timer = _Timer(when, callback, args, self, context)
+        timer._scheduled = True
+        heapq.heappush(self._scheduled, timer)
+        return timer
+
+    def call_later(
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
 
     def create_future(self) -> VirtualFuture:
         return VirtualFuture(loop=self)
