@@ -14,7 +14,7 @@ from parley_simulation.plan import Plan, Scene
 from parley_simulation.runs import Run, cores, open_pool
 from tests.simulation import mutants
 
-SEEDS = {Scene.SYSTEM: 120, Scene.STORE: 200}
+SEEDS = {Scene.SYSTEM: 100, Scene.STORE: 200}
 CHUNK = 10  # a test's share: far below the time after which a test counts as hung, also on a machine that does other things
 SEEDS_MAX = 60  # a rule whose breach shows more rarely than that is not proven by the seeds that every test run takes
 NICENESS = 19  # what is left by tests, which wait now and then; all of it when they wait for these
