@@ -127,7 +127,7 @@ async def test_a_channel_that_failed_or_fell_silent_is_not_used_again(gateway: G
     async with open_client(
         "home", token="t", device_id=DEVICE, store=MemoryStore(), open_channel=open_channel, clock=gateway.clock
     ):
-        await until(lambda: len(opened_at) == 3)
+        await until(lambda: len(opened_at) >= 3)
         gateway.refusal = None
         await (await gateway.stream()).go_away("SLOW")
         used = len(opened_at)
