@@ -2,10 +2,14 @@
 
 What grpc.aio needs to leak nothing: one reader and one writer; no timeout around `read` (cancelling its awaiter leaks a batch), a
 timer that cancels the call instead; `call.cancel()` at the end, always.
+
+What it needs to lose nothing: frames are iterated over. A write that fails because the server has ended the stream makes the call
+"done", and `call.read()` on a call that is done leaves unread what came before: the goodbye. The iterator reads on to the end.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Final
 
 import grpc
@@ -39,6 +43,7 @@ class Connection:
             CONNECT, response_deserializer=ConnectResponse.FromString
         )
         self._call = connect(metadata=metadata)
+        self._frames: AsyncIterator[ConnectResponse] = aiter(self._call)
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._writing_since: float | None = None
@@ -53,7 +58,8 @@ class Connection:
         try:
             # A call that is cancelled in the moment of its beginning never wakes who writes to it: `cancel` ends this, too.
             async with asyncio.timeout(None) as self._opening:
-                await self.write(hello_frame(device_id, client_name))
+                with suppress(StreamEndedError):  # turned away before Hello was written: what came, or the status, says why
+                    await self.write(hello_frame(device_id, client_name))
         except TimeoutError:
             raise StreamEndedError(self._verdict or after_loss("the call was cancelled")) from None
         finally:
@@ -70,22 +76,22 @@ class Connection:
     async def read(self) -> ConnectResponse:
         """Wait for a frame. GoAway ends the stream here."""
         try:
-            frame = await self._call.read()
+            frame = await anext(self._frames)
         except asyncio.CancelledError:
             if cancelled_from_outside():
                 raise
             raise StreamEndedError(self._verdict or after_loss("the call was cancelled")) from None
         except grpc.aio.AioRpcError as error:
             raise StreamEndedError(self._verdict or after_error(call_error(error))) from error
-        if not isinstance(frame, ConnectResponse):
-            raise StreamEndedError(self._verdict or after_loss("the server ended the stream"))
+        except StopAsyncIteration:
+            raise StreamEndedError(self._verdict or after_loss("the server ended the stream")) from None
         self.last_heard = self._clock.monotonic()
         if frame.HasField("go_away"):
             raise StreamEndedError(after_go_away(frame.go_away))
         return frame
 
     async def write(self, frame: bytes) -> None:
-        """Send an encoded ConnectRequest."""
+        """Send an encoded ConnectRequest. Where the stream is over already, `read` still has what came, and knows why."""
         now = self._clock.monotonic()
         self._writing_since = self.last_sent = now
         try:
