@@ -1,14 +1,14 @@
 """One stream to a gateway, from Hello to its end: frames in, frames out, and a watch over silence.
 
 What grpc.aio needs to leak nothing: one reader and one writer; no timeout around `read` (cancelling its awaiter leaks a batch), a
-timer that cancels the call instead; `call.cancel()` at the end, always.
+timer that cancels the call instead; `close` at the end, always.
 
 What it needs to lose nothing: frames are iterated over. A write that fails because the server has ended the stream makes the call
 "done", and `call.read()` on a call that is done leaves unread what came before: the goodbye. The iterator reads on to the end.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -43,7 +43,9 @@ class Connection:
             CONNECT, response_deserializer=ConnectResponse.FromString
         )
         self._call = connect(metadata=metadata)
-        self._frames: AsyncIterator[ConnectResponse] = aiter(self._call)
+        frames = aiter(self._call)
+        assert isinstance(frames, AsyncGenerator), "of gRPC's calls and ours"
+        self._frames: AsyncGenerator[ConnectResponse] = frames
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._writing_since: float | None = None
@@ -58,7 +60,7 @@ class Connection:
         try:
             # A call that is cancelled in the moment of its beginning never wakes who writes to it: `cancel` ends this, too.
             async with asyncio.timeout(None) as self._opening:
-                with suppress(StreamEndedError):  # turned away before Hello was written: what came, or the status, says why
+                with suppress(StreamEndedError):  # turned away before Hello was written: what came says why
                     await self.write(hello_frame(device_id, client_name))
         except TimeoutError:
             raise StreamEndedError(self._verdict or after_loss("the call was cancelled")) from None
@@ -124,8 +126,13 @@ class Connection:
             self._verdict = verdict
         self.cancel()
 
+    async def close(self) -> None:
+        """Let go of the call and of what was to come; owed at the end of every stream, once nobody reads or writes any more."""
+        self.cancel()
+        await self._frames.aclose()  # else it ends when the collector finds it, in a task of the loop's own
+
     def cancel(self) -> None:
-        """Let go of the call, at once; idempotent, and owed at the end of every stream."""
+        """Let go of the call, at once; idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

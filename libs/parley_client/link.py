@@ -165,8 +165,8 @@ class Link:
         except StreamEndedError as end:
             return None, end.verdict
         finally:
-            connection.cancel()
             self._connection = self._session = None
+            await connection.close()
 
     async def _pause(self, up_since: float | None, verdict: Verdict) -> None:
         """Wait before the next attempt."""

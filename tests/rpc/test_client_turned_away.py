@@ -86,7 +86,7 @@ async def test_who_is_turned_away_before_hello_is_written_learns_where_to_and_wh
         with pytest.raises(StreamEndedError) as caught:
             await connection.open("d1", "test", TIMEOUT_SECONDS)
         assert caught.value.verdict == after_go_away(goodbye)
-        connection.cancel()
+        await connection.close()
 
 
 @GOODBYES
@@ -102,4 +102,4 @@ async def test_a_write_to_a_stream_that_is_over_leaves_what_came_to_the_reader(g
         with pytest.raises(StreamEndedError) as caught:
             await connection.read()
         assert caught.value.verdict == after_go_away(goodbye)
-        connection.cancel()
+        await connection.close()

@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 
 from chassis import server as server_module
 from chassis import transport
+from chassis.call_tasks import CallTasks, noting_tasks
 from chassis.certificates import TlsError, TlsFiles
 from chassis.channels import open_channel
 from chassis.server import BindError, open_server, refuse_taken
@@ -36,8 +37,19 @@ async def echo_all(requests, context):
         yield request
 
 
+async def echo_and_linger(requests, context):
+    """Echo, and at the end take a few turns of the loop."""
+    try:
+        async for request in requests:
+            yield request
+    finally:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
 def register(server):
     handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo), "EchoAll": grpc.stream_stream_rpc_method_handler(echo_all)}
+    handlers["Linger"] = grpc.stream_stream_rpc_method_handler(echo_and_linger)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
     server.add_registered_method_handlers("test.Echo", handlers)
 
@@ -289,20 +301,56 @@ def is_of_server(task):
 async def test_leaving_waits_for_the_tasks_of_all_streams(streams):
     """Those which gRPC has not told of: a handler that has not begun, and what is done after a handler has ended."""
     before = asyncio.all_tasks()
-    for _ in range(1 if streams > 1 else 50):
-        server = AsyncExitStack()
-        running = await server.enter_async_context(open_server(bind="127.0.0.1:0", register=register, stop_grace_seconds=0.05))
-        async with open_channel(running.address) as channel:
-            await channel.channel_ready()
-            calls = [channel.stream_stream("/test.Echo/EchoAll")() for _ in range(streams)]
-            if streams > 1:
-                for call in calls:
-                    await call.write(b"hi")
-                    assert await call.read() == b"hi"
-            else:
-                await asyncio.sleep(0)  # a turn: the call is on its way
-            await server.aclose()
-            assert [task.get_name() for task in asyncio.all_tasks() - before if is_of_server(task)] == []
+    with capture_logs() as logs:
+        for _ in range(1 if streams > 1 else 50):
+            await leave_amid(streams, before)
+    assert logs == []
+
+
+async def leave_amid(streams, before):
+    server = AsyncExitStack()
+    running = await server.enter_async_context(open_server(bind="127.0.0.1:0", register=register, stop_grace_seconds=0.05))
+    async with open_channel(running.address) as channel:
+        await channel.channel_ready()
+        calls = [channel.stream_stream("/test.Echo/Linger")() for _ in range(streams)]
+        if streams > 1:
+            for call in calls:
+                await call.write(b"hi")
+                assert await call.read() == b"hi"
+            assert len([task for task in asyncio.all_tasks() - before if is_of_server(task)]) == 2 * streams
+        else:
+            await asyncio.sleep(0)  # a turn: the call is on its way
+        await server.aclose()
+        assert [task.get_name() for task in asyncio.all_tasks() - before if is_of_server(task)] == []
+        for call in calls:
+            await call.code()
+
+
+async def test_leaving_waits_for_what_a_task_of_a_call_makes():
+    """As gRPC's first task of a call makes the second, in which the handler runs."""
+    ended = []
+
+    async def turns():
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def second():
+        await turns()
+        ended.append("second")
+
+    async def first():
+        await turns()
+        asyncio.create_task(second())  # noqa: RUF006 - as gRPC: the server knows it by its factory
+
+    class Stopped:
+        async def stop(self, grace):
+            with noting_tasks(calls):
+                asyncio.create_task(first())  # noqa: RUF006
+
+    calls: CallTasks = {}
+    with capture_logs() as logs:
+        await server_module._stop(Stopped(), calls, 0.1)
+    assert (ended, logs, calls) == (["second"], [], {})
 
 
 async def test_an_address_is_free_again_once_the_server_has_stopped():
