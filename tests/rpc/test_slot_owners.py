@@ -95,7 +95,8 @@ async def test_before_it_is_clear_who_owns_what_devices_come_again_later():
 
 def unread_streams() -> list[object]:
     """Return gRPC's iterators over a call's frames that were left where they stood: the collector would end them, sometime."""
-    generators = [found for found in gc.get_objects() if isinstance(found, AsyncGeneratorType)]
+    # By type(): isinstance asks what a weak proxy stands for, which may be gone.
+    generators = [found for found in gc.get_objects() if type(found) is AsyncGeneratorType]
     frames = [found for found in generators if found.ag_code.co_name == "_fetch_stream_responses"]
     return [found for found in frames if found.ag_frame is not None and found.ag_await is None]
 
