@@ -67,6 +67,7 @@ class Slots:
         self._strange_at = 0.0  # from then on slots may be taken that were not ours before
         self._holders: dict[int, Holder] | None = None  # as shown last; None: nothing was shown yet
         self._peers: dict[str, float] = {}  # since when it counts as a place for slots
+        self._met = False  # somebody was shown: who comes now is a newcomer
         self._addresses: dict[str, str] = {}
         self._draining: frozenset[str] = frozenset()
         self._let_go: dict[int, float] = {}
@@ -89,10 +90,14 @@ class Slots:
         self._session_id = ""
 
     def on_instances(self, instances: Iterable[Instance], now: float) -> None:
-        """Note who is healthy. A newcomer is given nothing before it would take anything."""
+        """Note who is healthy. A newcomer is given nothing before it would take anything.
+
+        Those who are shown first may have been there for long. Whoever comes later has a session that has just begun, also where
+        nobody was shown before: as after a loss of all data.
+        """
         shown = {instance.instance_id: instance for instance in instances}
-        first = not self._peers
-        since = _NEVER if first else now + self._settle_seconds
+        since = now + self._settle_seconds if self._met else _NEVER
+        self._met = self._met or bool(shown)
         self._peers = {name: self._peers.get(name, since) for name in shown}
         self._addresses.update((name, instance.public_address) for name, instance in shown.items())
         for name in self._addresses.keys() - shown.keys():

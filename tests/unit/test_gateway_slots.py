@@ -148,6 +148,15 @@ def test_a_newcomer_is_given_nothing_before_he_would_take_it():
     assert set(slots.plan(50.0 + SETTLE).release) == set(range(COUNT)) - FIRST
 
 
+def test_whoever_comes_after_nobody_was_there_is_a_newcomer():
+    """A registry that lost its data shows nobody for a moment, and who comes back has a session that has just begun."""
+    slots = owner()
+    slots.on_instances([], 50.0)
+    slots.on_instances([ONE, TWO], 50.1)
+    assert slots.plan(50.1) == ([], [], 50.1 + SETTLE)
+    assert set(slots.plan(50.1 + SETTLE).release) == set(range(COUNT)) - FIRST
+
+
 def test_one_that_drains_lets_all_go_and_takes_nothing():
     slots = owner()
     slots.draining = True
@@ -283,8 +292,8 @@ class FaultyCluster(RuleBasedStateMachine):
         self.open_session(name)
         assert set(self.gateways[name].epochs) == before
 
-    @rule()
-    def lose_data(self) -> None:
+    @rule(empty=st.booleans())
+    def lose_data(self, empty: bool) -> None:
         before = {name: set(slots.epochs) for name, slots in self.gateways.items()}
         self.locks = {}
         self.changed()
@@ -292,7 +301,12 @@ class FaultyCluster(RuleBasedStateMachine):
             slots.on_session_lost()
             self.open_session(name)
             assert set(slots.epochs) == before[name]
-            assert set(slots.plan(self.now).acquire) <= before[name], "right after that nobody takes what was not his"
+            if empty:  # also shown so, before all are back
+                slots.on_instances([], self.now)
+                slots.on_instances(self.instances(), self.now)
+            plan = slots.plan(self.now)
+            assert set(plan.acquire) <= before[name], "right after that nobody takes what was not his"
+            assert not (empty and plan.release), "nor is given anything"
 
     @invariant()
     def what_is_held_is_served(self) -> None:
