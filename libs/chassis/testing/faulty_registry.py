@@ -1,7 +1,7 @@
 """A Registry as bad as the port allows: the real implementation behind a bad network, for one process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Final, TypeVar
 
@@ -30,15 +30,15 @@ class RegistryEngine(Engine):
         self._takers: dict[str, list[tuple[int, str]]] = {}  # of each lock, in order: the index and the instance
         self._data_lost_at = -STRANGE_SECONDS
 
-    def on_acquired(self, instance_id: str, held: Mapping[str, Epoch]) -> None:
-        """Note who holds what."""
+    def on_acquired(self, instance_id: str, held: Mapping[str, Epoch], own: Collection[str]) -> None:
+        """Note who holds what, and what of it was his `own` when he asked: that may end while the question is on its way."""
         now = asyncio.get_running_loop().time()
         for key, epoch in held.items():
             takers = self._takers.setdefault(key, [])
             if takers and takers[-1][0] == epoch.lock_index:
                 continue
             self.acquisitions += 1
-            strange = bool(takers) and takers[-1][1] != instance_id and not self.still_serves(instance_id, key)
+            strange = bool(takers) and takers[-1][1] != instance_id and key not in own
             if strange and now - self._data_lost_at < STRANGE_SECONDS:
                 self.stolen.append(f"{instance_id} took {key} from {takers[-1][1]} too soon after all data was lost")
             takers.append((epoch.lock_index, instance_id))
@@ -159,9 +159,11 @@ class FaultySession:
         return self._inner.session_id
 
     async def acquire(self, keys: Sequence[str]) -> Mapping[str, Epoch]:
+        engine = self._registry.engine
+        own = {key for key in keys if engine.still_serves(self._instance_id, key)}
         await self._registry.reach("acquire")
         held = await self._inner.acquire(keys)
-        self._registry.engine.on_acquired(self._instance_id, held)
+        engine.on_acquired(self._instance_id, held, own)
         await self._registry.answered("acquire")
         return held
 
