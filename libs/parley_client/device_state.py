@@ -49,7 +49,7 @@ class DeviceState:
         self.timelines = Timelines(kept.conversations, kept.watermarks, counting=counting)
         self.timelines.me = kept.user_id
         self.timelines.find_behind()
-        self.outbox = OutboxState((Pending(*command) for command in kept.commands), window=window)
+        self.outbox = OutboxState((_pending(command) for command in kept.commands), window=window)
         self.acks = AckState(rng)
         if kept.user_id:
             self._resolve_targets()
@@ -172,10 +172,9 @@ class DeviceState:
             return
         if result is None:
             return  # from the future: the command stays in flight and is sent again
-        pending = self.outbox.settle(request_id, stored=result == "accepted")
+        pending = self._settle(request_id, step, stored=result == "accepted")
         if pending is None:
             return  # answered before: this is the answer to a resend
-        step.change.commands_removed.append(request_id)
         if result == "rejected":
             error = RejectedError(request_id, outcome.rejected)
             step.outcomes.append((request_id, error))
@@ -220,10 +219,18 @@ class DeviceState:
         """Give a pending command whose event was found its outcome."""
         if (event.actor_user_id, event.actor_device_id) != (self.user_id, self.device_id):
             return
-        if self.outbox.settle(event.request_id, stored=True) is not None:
-            step.change.commands_removed.append(event.request_id)
+        if self._settle(event.request_id, step, stored=True) is not None:
             place = Accepted(event.conversation_id, event.seq, event.message_count, event.time.ToMilliseconds(), True)
             step.outcomes.append((event.request_id, place))
+
+    def _settle(self, request_id: bytes, step: Step, *, stored: bool) -> Pending | None:
+        """Forget a command that has its outcome, and keep which earlier ones it overtook; None if it was not pending."""
+        settled = self.outbox.settle(request_id, stored=stored)
+        if settled is None:
+            return None
+        step.change.commands_removed.append(request_id)
+        step.change.commands_overtaken += settled.overtaken
+        return settled.command
 
     def _ack(self, state: ConversationState, delivered_seq: int, read_seq: int, step: Step, now: float) -> None:
         if self.acks.mark(Ack(state.conversation_id, delivered_seq, read_seq), state.member_count, now):
@@ -233,6 +240,10 @@ class DeviceState:
         for pending in self.outbox.pending.values():
             command = commands_pb2.Command.FromString(pending.encoded)
             pending.conversation_id = commands.target_of(command, self.user_id, self.device_id)
+
+
+def _pending(kept: StoredCommand) -> Pending:
+    return Pending(kept.request_id, kept.encoded, kept.created_ms, overtaken=kept.overtaken)
 
 
 def _place(event: events_pb2.Event) -> tuple[str, int]:

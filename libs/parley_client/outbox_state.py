@@ -39,7 +39,7 @@ class Pending:
     queued: bool = False
     unanswered: int = 0  # how often it was sent, by any run, and not refused: one of these times the server may have taken it
     old: bool = False  # when the stream began: the server may have forgotten what it decided
-    overtaken: bool = False  # a later command of the conversation is stored
+    overtaken: bool = False  # a later command of the conversation is stored; kept, since nobody else remembers it for long
 
 
 class Run(NamedTuple):
@@ -47,6 +47,13 @@ class Run(NamedTuple):
 
     first_number: int
     commands: list[Pending]
+
+
+class Settled(NamedTuple):
+    """A command that has its outcome now."""
+
+    command: Pending
+    overtaken: list[bytes]  # the request_ids of those that are overtaken by it, and were not before
 
 
 class Cancel(Enum):
@@ -152,20 +159,23 @@ class OutboxState:
         skips, self._skips = self._skips, []
         return skips
 
-    def settle(self, request_id: bytes, *, stored: bool = False) -> Pending | None:
+    def settle(self, request_id: bytes, *, stored: bool = False) -> Settled | None:
         """Forget a command that has its outcome; None if it was not pending."""
         command = self.pending.get(request_id)
         if command is None:
             return None
+        overtaken = []
         if stored:
             for earlier in self.pending.values():  # mostly none: outcomes come in the order of the calls
                 if earlier is command:
                     break
-                earlier.overtaken = earlier.overtaken or earlier.conversation_id == command.conversation_id
+                if earlier.conversation_id == command.conversation_id and not earlier.overtaken:
+                    earlier.overtaken = True
+                    overtaken.append(earlier.request_id)
         del self.pending[request_id]
         command.queued = False
         self._in_flight.pop(request_id, None)
-        return command
+        return Settled(command, overtaken)
 
     def on_retry(self, request_id: bytes, number: int, conversation_id: str, until: float) -> None:
         """Hold a conversation: the server takes nothing of it before `number` comes again."""

@@ -18,6 +18,7 @@ class StoredCommand(NamedTuple):
     request_id: bytes
     encoded: bytes
     created_ms: int
+    overtaken: bool = False  # a later command of its conversation is stored
 
 
 class Watermarks(NamedTuple):
@@ -36,6 +37,7 @@ class Change:
     conversations: dict[str, ConversationState] = field(default_factory=dict)
     watermarks: dict[tuple[str, str], Watermarks] = field(default_factory=dict)  # by (conversation, user)
     commands_added: list[StoredCommand] = field(default_factory=list)
+    commands_overtaken: list[bytes] = field(default_factory=list)  # may be among the removed, too
     commands_removed: list[bytes] = field(default_factory=list)
     trimmed: list[tuple[str, int]] = field(default_factory=list)  # (conversation, first seq kept)
     user_id: str = ""
@@ -49,6 +51,7 @@ class Change:
             or self.conversations
             or self.watermarks
             or self.commands_added
+            or self.commands_overtaken
             or self.commands_removed
             or self.prepended
             or self.trimmed

@@ -66,6 +66,8 @@ class MemoryStore:
         self._watermarks.update(change.watermarks)
         for command in change.commands_added:
             self._commands[command.request_id] = command
+        for request_id in change.commands_overtaken:
+            self._commands[request_id] = self._commands[request_id]._replace(overtaken=True)
         for request_id in change.commands_removed:
             self._commands.pop(request_id, None)
         for conversation_id, first_seq in change.trimmed:

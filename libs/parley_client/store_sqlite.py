@@ -18,7 +18,6 @@ from parley_client.conversation_state import ConversationState
 from parley_client.errors import StoreError, StoreInUseError, StoreMismatchError
 from parley_client.store import Change, Kept, StoredCommand, Watermarks
 
-SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE device (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE conversations (conversation_id TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
@@ -36,6 +35,12 @@ CREATE TABLE events (
 ) WITHOUT ROWID;
 CREATE INDEX events_by_ordinal ON events (ordinal) WHERE ordinal IS NOT NULL;
 """
+# A file of version n has had the first n of these; a new one gets them all, so that it is what an old one becomes.
+_MIGRATIONS: Final = (
+    _SCHEMA,
+    "ALTER TABLE commands ADD COLUMN overtaken INTEGER NOT NULL DEFAULT 0",  # what was overtaken before is asked again, as it was
+)
+SCHEMA_VERSION: Final = len(_MIGRATIONS)
 _STATE_FIELDS: Final = tuple(field.name for field in fields(ConversationState))
 
 
@@ -70,8 +75,10 @@ class SqliteStore:
                 for conversation, user, delivered, read in connection.execute("SELECT * FROM watermarks")
             },
             commands=[
-                StoredCommand(*row)
-                for row in connection.execute("SELECT request_id, command, created_ms FROM commands ORDER BY position")
+                StoredCommand(request_id, encoded, created_ms, bool(overtaken))
+                for request_id, encoded, created_ms, overtaken in connection.execute(
+                    "SELECT request_id, command, created_ms, overtaken FROM commands ORDER BY position"
+                )
             ],
         )
 
@@ -94,7 +101,9 @@ class SqliteStore:
             for (conversation, user), watermarks in change.watermarks.items():
                 connection.execute("INSERT OR REPLACE INTO watermarks VALUES (?, ?, ?, ?)", (conversation, user, *watermarks))
             for command in change.commands_added:
-                connection.execute("INSERT INTO commands (request_id, command, created_ms) VALUES (?, ?, ?)", command)
+                connection.execute("INSERT INTO commands (request_id, command, created_ms, overtaken) VALUES (?, ?, ?, ?)", command)
+            for request_id in change.commands_overtaken:
+                connection.execute("UPDATE commands SET overtaken = 1 WHERE request_id = ?", (request_id,))
             for request_id in change.commands_removed:
                 connection.execute("DELETE FROM commands WHERE request_id = ?", (request_id,))
             self._commit_device(connection, change)
@@ -185,12 +194,14 @@ class SqliteStore:
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA.split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
+        if not 0 <= version <= SCHEMA_VERSION:
             raise StoreMismatchError(f"{self._path} has schema {version}, this client knows {SCHEMA_VERSION}")
+        if version == SCHEMA_VERSION:
+            return
+        for migration in _MIGRATIONS[version:]:
+            for statement in migration.split(";\n"):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _encode(state: ConversationState) -> str:

@@ -74,6 +74,27 @@ def test_what_overtook_an_old_command_is_not_forgotten_when_more_is_stored():
     assert [refused.request_id for refused in box.on_caught_up()] == [b"a1"]
 
 
+def test_which_commands_are_overtaken_is_told_once_to_whoever_keeps_it():
+    box = OutboxState([command(name, name[0], created_ms=0) for name in ("a1", "b1", "a2", "a3", "a4", "a5")])
+    box.start_stream(LOOK_AFTER_MS + 1)
+    settled = [box.settle(name, stored=stored) for name, stored in ((b"a3", True), (b"a4", False), (b"a5", True), (b"a5", True))]
+    assert [each and (each.command.request_id, each.overtaken) for each in settled] == [
+        (b"a3", [b"a1", b"a2"]),
+        (b"a4", []),
+        (b"a5", []),
+        None,
+    ]
+
+
+def test_an_old_command_that_was_overtaken_before_a_restart_is_not_resent():
+    kept = [command("a1"), command("b1", "b")]
+    kept[0].overtaken = True
+    box = OutboxState(kept)
+    box.start_stream(LOOK_AFTER_MS + 1)
+    assert [refused.request_id for refused in box.on_caught_up()] == [b"a1"]
+    assert take(box) == [(1, "b1")]
+
+
 def test_an_old_command_behind_which_another_was_refused_is_asked_again():
     box = OutboxState([command(name, name[0], created_ms=0) for name in ("a1", "a2")])
     box.start_stream(LOOK_AFTER_MS + 1)
@@ -94,6 +115,8 @@ def test_a_young_command_that_was_overtaken_is_asked_again():
     box = outbox(command("a1"), command("a2"))
     take(box)
     box.settle(b"a2", stored=True)
-    box.start_stream(1)
-    assert box.on_caught_up() == []
-    assert take(box) == [(1, "a1")]
+    again = OutboxState(box.pending.values())
+    for each in (box, again):  # as after a reconnect, and after a restart
+        each.start_stream(1)
+        assert each.on_caught_up() == []
+        assert take(each) == [(1, "a1")]

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from parley.api.v1.commands_pb2 import SendMessage
 from parley.api.v1.events_pb2 import Event, MemberLeft
+from parley_client import store_sqlite
 from parley_client.conversation_state import ConversationState
 from parley_client.errors import StoreError, StoreInUseError, StoreMismatchError
 from parley_client.store import Change, Store, StoredCommand, Watermarks
@@ -18,6 +20,24 @@ from parley_client.store_memory import MemoryStore
 from parley_client.store_sqlite import SqliteStore
 from tests.unit.test_sqlite_database import file_size_limit
 
+# As files of version 1 were made; never to be changed.
+SCHEMA_1 = """
+CREATE TABLE device (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE conversations (conversation_id TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE watermarks (
+    conversation_id TEXT NOT NULL, user_id TEXT NOT NULL, delivered_seq INTEGER NOT NULL, read_seq INTEGER NOT NULL,
+    PRIMARY KEY (conversation_id, user_id)
+) WITHOUT ROWID;
+CREATE TABLE commands (
+    position INTEGER PRIMARY KEY, request_id BLOB NOT NULL UNIQUE, command BLOB NOT NULL, created_ms INTEGER NOT NULL
+);
+CREATE TABLE events (
+    conversation_id TEXT NOT NULL, seq INTEGER NOT NULL, ordinal INTEGER, sender TEXT, event BLOB NOT NULL,
+    PRIMARY KEY (conversation_id, seq)
+) WITHOUT ROWID;
+CREATE INDEX events_by_ordinal ON events (ordinal) WHERE ordinal IS NOT NULL;
+PRAGMA user_version = 1;
+"""
 Reopen = Callable[[], Store]
 
 
@@ -124,6 +144,23 @@ def test_a_settled_command_is_gone(reopen: Reopen):
     assert reopen().load().commands == []
 
 
+def test_what_was_overtaken_is_known_after_a_restart(reopen: Reopen):
+    store = reopen()
+    store.load()
+    first, second = commands = [StoredCommand(name * 16, b"a", 1) for name in (b"1", b"2")]
+    store.commit(Change(commands_added=commands))
+    store.commit(Change(commands_overtaken=[first.request_id]))
+    assert reopen().load().commands == [first._replace(overtaken=True), second]
+
+
+def test_what_one_step_adds_overtakes_and_settles_is_gone(reopen: Reopen):
+    store = reopen()
+    store.load()
+    name = b"1" * 16
+    store.commit(Change(commands_added=[StoredCommand(name, b"a", 1)], commands_overtaken=[name], commands_removed=[name]))
+    assert reopen().load().commands == []
+
+
 def test_trimming_spares_what_the_app_has_not_read(reopen: Reopen):
     store = reopen()
     store.load()
@@ -131,6 +168,15 @@ def test_trimming_spares_what_the_app_has_not_read(reopen: Reopen):
     (_, _), (second, _), *_ = store.unconsumed(0, 10)
     store.commit(Change(consumed=second, trimmed=[("x", 5)]))
     assert [e.seq for _, e in store.unconsumed(second, 10)] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Change) if field.name != "device_id"])  # comes with a user
+def test_whatever_a_step_changed_is_a_change(name: str):
+    change = Change()
+    assert not change
+    kept = getattr(change, name)
+    setattr(change, name, {"x": 1} if isinstance(kept, dict) else [1] if isinstance(kept, list) else 1)
+    assert change
 
 
 def test_a_failed_step_leaves_nothing_behind(tmp_path: Path):
@@ -168,6 +214,37 @@ def test_a_killed_process_loses_nothing_that_was_committed(tmp_path: Path):
     subprocess.run([sys.executable, "-c", script, str(path)], check=False)
     with closing(SqliteStore(path)) as store:
         assert [command.encoded for command in store.load().commands] == [b"a"]
+
+
+def test_a_file_of_schema_1_gets_what_is_new_and_keeps_what_it_has(tmp_path: Path):
+    path = tmp_path / "device.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(SCHEMA_1)
+        connection.execute("INSERT INTO commands (request_id, command, created_ms) VALUES (?, ?, ?)", (b"1" * 16, b"a", 7))
+        connection.execute("INSERT INTO device VALUES ('user_id', 'alice')")
+    for _ in range(2):  # once as it was, once as it is now
+        with closing(SqliteStore(path)) as store:
+            kept = store.load()
+            assert (kept.user_id, kept.commands) == ("alice", [StoredCommand(b"1" * 16, b"a", 7)])
+    with closing(SqliteStore(path)) as store:
+        store.load()
+        store.commit(Change(commands_overtaken=[b"1" * 16]))
+    with closing(SqliteStore(path)) as store:
+        assert store.load().commands == [StoredCommand(b"1" * 16, b"a", 7, True)]
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "device.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(SCHEMA_1)
+    monkeypatch.setattr(store_sqlite, "_MIGRATIONS", (*store_sqlite._MIGRATIONS, "CREATE TABLE late (x);\nno SQL"))
+    with pytest.raises(StoreError, match='near "no"'):
+        SqliteStore(path).load()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        columns = connection.execute("SELECT name FROM pragma_table_info('commands')")
+        assert [name for (name,) in columns] == ["position", "request_id", "command", "created_ms"]
+        assert connection.execute("SELECT * FROM sqlite_master WHERE name = 'late'").fetchall() == []
 
 
 def test_a_file_of_a_newer_client_is_left_alone(tmp_path: Path):
