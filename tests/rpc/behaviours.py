@@ -1,7 +1,7 @@
 """A service with handlers of every style, behind a server on a socket or in process."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -9,15 +9,23 @@ import grpc.aio
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
+from chassis import transport
 from chassis.channels import open_channel
 from chassis.errors import NotFound, ResourceExhausted
 from chassis.eventlog import LogUnavailableError
 from chassis.inprocess import InProcessChannel, InProcessServer
+from chassis.inprocess_rpc import MAX_BUFFERED_MESSAGES
 from chassis.server import open_server
 
 KINDS = ["socket", "in process"]
 MAX_BYTES = 10_000
 SERVICE = "test.Behaviour"
+FLOOD_MESSAGES = 10_000  # far more than anything holds, and an end: nobody holding the writer is a test that fails, not all memory
+
+# gRPC lets a receiver's window grow to megabytes while it probes the bandwidth: how much is taken of a stream that nobody reads
+# would be the machine's matter. With these it stays what it is at first.
+WINDOW_BYTES = 65_536
+FIXED_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", WINDOW_BYTES)]
 
 
 class Behaviours:
@@ -94,12 +102,11 @@ class Behaviours:
 
     async def flood(self, _, context):
         try:
-            while True:
+            for _ in range(FLOOD_MESSAGES):
                 await context.write(bytes(1000))
                 self.sent += 1
-        except asyncio.CancelledError:
-            await self.events.put("cancelled")
-            raise
+        finally:  # cancelled, or told by the write that was held: on a socket either may come first
+            await self.events.put("ended")
 
     async def subtask_writes_on(self, _, context):
         """Write from another task after the call was cancelled, as a writer task does that is told last."""
@@ -189,6 +196,30 @@ async def open_world(kind: str) -> AsyncIterator[World]:
             stack.push_async_callback(server.stop, 0.1)
             channel = await stack.enter_async_context(InProcessChannel(server, max_receive_bytes=2 * MAX_BYTES))
             yield World(behaviours, channel, lambda: server.stop(0.1))
+
+
+def fix_windows(patch: pytest.MonkeyPatch) -> None:
+    """Let sockets that are opened from now on take no more than `room` says."""
+    for user, name in (("chassis.server", "server_options"), ("chassis.channels", "channel_options")):
+        original = getattr(transport, name)
+        patch.setattr(f"{user}.{name}", lambda max_bytes, original=original: [*original(max_bytes), *FIXED_WINDOW])
+
+
+def room(kind: str, message_bytes: int) -> int:
+    """Return how many messages a stream takes at most that nobody reads, windows being fixed.
+
+    On a socket that is a window, and what gRPC grants beyond it for the message that is being read: another at most.
+    """
+    return 2 * WINDOW_BYTES // message_bytes if kind == "socket" else MAX_BUFFERED_MESSAGES
+
+
+async def at_rest(world: World, progress: Callable[[], int]) -> int:
+    """Return where a writer stays while others' calls are answered, on the same connection: he has had his turns as they had."""
+    at, answers = progress(), 0
+    while answers < 20:
+        await world.unary("Echo")(b"", timeout=10)
+        at, answers = progress(), answers + 1 if progress() == at else 0
+    return at
 
 
 async def failure(awaitable):
