@@ -195,7 +195,8 @@ class ConversationState:
     def take_row(self, row: events_pb2.Conversation) -> bool:
         """Take the server's view; tell whether our own watermarks exceed it, so that it must be told again.
 
-        Never places anything: the row announces a head, the events have to come.
+        Never places anything: the row announces a head, the events have to come. Its count is the caller's to take: it may speak of
+        an older head than what is held.
         """
         if row.version >= self.version or self.kind == 0:
             self.kind, self.peer_user_id, self.title = row.kind, row.peer_user_id, row.title
@@ -207,7 +208,6 @@ class ConversationState:
         ahead = self.delivered_seq > row.delivered_seq or self.read_seq > row.read_seq
         self.raise_own(row.delivered_seq, row.read_seq)
         self.raise_peer(row.peer_delivered_seq, row.peer_read_seq)
-        self.set_unread(row.head_seq, row.read_seq, row.unread_count)
         return ahead
 
     def take_intervals(self, intervals: Iterable[events_pb2.Interval], first_available_seq: int) -> None:

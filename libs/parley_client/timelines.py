@@ -78,6 +78,7 @@ class Timelines:
         """
         state = self._state(row.conversation_id)
         ahead = state.take_row(row)
+        self._take_count(state, row, change)
         if not state.is_placed and row.head_seq > 0:
             if not new_device:
                 state.begin_at(state.next_visible(0) or row.head_seq)
@@ -168,8 +169,8 @@ class Timelines:
         """Take the absolute view of the user's own row; tell whether anything changed."""
         conversation = inbox.conversation_id
         state = self._state(conversation)
-        changed = self.raise_own(conversation, inbox.delivered_seq, inbox.read_seq, change)
-        changed = state.set_unread(inbox.head_seq, inbox.read_seq, inbox.unread_count) or changed
+        changed = state.raise_own(inbox.delivered_seq, inbox.read_seq)
+        changed = self._take_count(state, inbox, change) or changed
         if changed:
             change.conversations[conversation] = state
         self.announce(conversation, inbox.head_seq, change)
@@ -217,17 +218,33 @@ class Timelines:
         else:
             self.behind.pop(state.conversation_id, None)
 
+    def _take_count(self, state: ConversationState, view: events_pb2.Conversation | events_pb2.InboxChange, change: Change) -> bool:
+        """Take the server's count of what is unread, after its watermarks; tell whether it changed anything.
+
+        Events that came after it may be held already, live ones overtake what was asked for: they are counted on top. Without its
+        count, the one that is known would stay as it was below the older watermark.
+        """
+        head_seq, unread_count = view.head_seq, view.unread_count
+        if state.first_held_seq - 1 <= head_seq < state.held_seq:
+            unread_count += self._others_above(state, head_seq, change)
+            head_seq = state.held_seq
+        return state.set_unread(head_seq, view.read_seq, unread_count)
+
     def _recount(self, state: ConversationState, change: Change) -> None:
         if state.read_seq >= state.counted_seq:
             state.unread_count = 0
         elif state.counts_locally:
-            stored = self._counting.count_of_others(state.conversation_id, self.me, state.read_seq)
-            state.unread_count = stored + sum(
-                1
-                for event in change.appended
-                if event.conversation_id == state.conversation_id
-                and event.seq > state.read_seq
-                and event.actor_user_id != self.me
-                and event.HasField("message")
-            )
+            state.unread_count = self._others_above(state, state.read_seq, change)
             state.counted_seq = state.held_seq  # what was announced beyond is counted when it comes
+
+    def _others_above(self, state: ConversationState, seq: int, change: Change) -> int:
+        """Count the messages of others that are held above a seq, those of this step among them."""
+        stored = self._counting.count_of_others(state.conversation_id, self.me, seq)
+        return stored + sum(
+            1
+            for event in change.appended
+            if event.conversation_id == state.conversation_id
+            and event.seq > seq
+            and event.actor_user_id != self.me
+            and event.HasField("message")
+        )

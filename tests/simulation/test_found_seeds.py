@@ -6,7 +6,7 @@ from parley_simulation.plan import Plan, Scene
 from parley_simulation.runs import run
 
 
-@pytest.mark.parametrize(("scene", "seed"), [(Scene.SYSTEM, 1220), (Scene.SYSTEM, 2658)], ids=str)
+@pytest.mark.parametrize(("scene", "seed"), [(Scene.SYSTEM, 1220), (Scene.SYSTEM, 2658), (Scene.SYSTEM, 3198)], ids=str)
 def test_what_was_found_stays_mended(scene: Scene, seed: int) -> None:
     plan = Plan.of(scene, seed)
     report = run(plan)

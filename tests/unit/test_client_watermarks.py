@@ -47,6 +47,64 @@ def test_an_inbox_change_that_is_older_than_what_is_held_is_dropped():
     assert device.unread() == 1
 
 
+def holding_the_newest(*seqs: int) -> Device:
+    """Return a device that began with the newest messages of a 1-1; all are the peer's, and unread."""
+    last = [message(seq) for seq in seqs]
+    row = e.Conversation(conversation_id=DIRECT, kind=1, head_seq=seqs[-1], unread_count=seqs[-1], last_events=last)
+    row.visible_intervals.add(first_seq=1)
+    device = Device()
+    device.row(row, new_device=True)
+    assert (device.state().first_held_seq, device.state().held_seq, device.unread()) == (seqs[0], seqs[-1], seqs[-1])
+    return device
+
+
+def test_a_row_that_is_older_than_what_is_held_raises_what_was_read_and_counts_what_came_since():
+    """The server read the row of a Sync, then its answer was under way while an event came live (seed 3198)."""
+    device = Device()
+    device.live(message(1), message(2), message(3, ME), message(4))
+    assert device.unread() == 3
+    device.row(e.Conversation(conversation_id=DIRECT, kind=1, head_seq=3, delivered_seq=3, read_seq=2))
+    assert (device.state().delivered_seq, device.state().read_seq, device.unread()) == (3, 2, 1)
+    device.live(message(5))
+    assert device.unread() == 2
+    device.row(e.Conversation(conversation_id=DIRECT, kind=1, head_seq=3, delivered_seq=3, read_seq=1, unread_count=1))
+    assert device.unread() == 2, "older than what was read since"
+
+
+def test_an_inbox_change_that_is_older_than_the_events_of_its_batch_counts_with_them():
+    """Nothing but the server's count says what is unread below the newest events that a new device begins with."""
+    for read, unread in ((0, 8), (4, 4), (8, 0)):
+        device, change = holding_the_newest(7, 8), Change()
+        device.live(message(9))
+        device.timelines.place_live([message(10, ME), message(11)], change)
+        receipt = e.Receipt(conversation_id=DIRECT, user_id=ME, delivered_seq=8, read_seq=read)
+        assert device.timelines.take_receipt(receipt, change)
+        inbox = e.InboxChange(conversation_id=DIRECT, head_seq=8, delivered_seq=8, read_seq=read, unread_count=unread)
+        device.timelines.take_inbox_change(inbox, change)
+        device.keep(change)
+        assert device.unread() == unread + 2, "and 9 and 11"
+        device.live(message(12))
+        assert device.unread() == unread + 3
+
+
+def test_a_count_that_ends_below_what_is_held_is_dropped():
+    """What lies between cannot be counted here: the next count will tell."""
+    device = holding_the_newest(8, 9)
+    assert device.inbox(head_seq=6, delivered_seq=3, read_seq=3, unread_count=3), "the watermark counts"
+    assert device.unread() == 9
+    assert device.inbox(head_seq=7, delivered_seq=3, read_seq=3, unread_count=4)
+    assert device.unread() == 6
+
+
+def test_a_count_that_runs_ahead_is_not_replaced_by_an_older_one():
+    device = holding_the_newest(8, 9)
+    device.inbox(head_seq=12, unread_count=12)
+    assert not device.inbox(head_seq=8, unread_count=8)
+    assert device.unread() == 12
+    device.page(DIRECT, page([message(seq) for seq in (10, 11, 12)]))
+    assert device.unread() == 12
+
+
 def test_receipts_only_raise():
     device = Device()
     device.live(message(1), message(2, ME))
