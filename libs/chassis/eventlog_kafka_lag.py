@@ -24,7 +24,7 @@ class GroupLag(NamedTuple):
 async def read_lag(connection: KafkaConnection, topic: str, group: str) -> GroupLag:
     """Ask how far a group is, topic and group by their names in Kafka. Who never committed has all before him.
 
-    Raises MissingTopicError, LogUnavailableError.
+    Raises UnreadyTopicError, LogUnavailableError.
     """
     async with open_admin(connection) as admin, kafka_errors(f"looking at {topic}"):
         whole = [TopicPartition(topic, number) for number in range(await partition_count(admin, topic))]

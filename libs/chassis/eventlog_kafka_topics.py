@@ -74,7 +74,7 @@ async def apply_topics(
         while True:
             try:
                 await _check(admin, names)
-            except MissingTopicError:
+            except UnreadyTopicError:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(_LOOK_AGAIN_SECONDS)
@@ -83,7 +83,7 @@ async def apply_topics(
 
 
 async def check_topics(connection: KafkaConnection, topics: Mapping[str, int], *, epoch: int, prefix: str = "") -> str:
-    """Check that the topics are there (MissingTopicError) and as they have to be (LogSetupError); return Kafka's `cluster_id`.
+    """Check that the topics are there (UnreadyTopicError) and as they have to be (LogSetupError); return Kafka's `cluster_id`.
 
     Raises LogUnavailableError.
     """
@@ -92,10 +92,22 @@ async def check_topics(connection: KafkaConnection, topics: Mapping[str, int], *
         return await cluster_id(admin)
 
 
-async def partitions_made(connection: KafkaConnection, topic: str, *, epoch: int, prefix: str = "") -> int:
-    """Return how many partitions a topic was made with. Raises MissingTopicError, LogUnavailableError."""
-    async with open_admin(connection) as admin, kafka_errors("looking at topics"):
-        return await partition_count(admin, engine_topic(prefix, topic, epoch))
+async def partitions_made(connection: KafkaConnection, topic: str, *, epoch: int, prefix: str = "", seconds: float = 0.0) -> int:
+    """Return how many partitions a topic was made with; wait `seconds` at most for a Kafka that can't say it yet.
+
+    Raises MissingTopicError at once, LogUnavailableError.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            async with open_admin(connection) as admin, kafka_errors("looking at topics"):
+                return await partition_count(admin, engine_topic(prefix, topic, epoch))
+        except MissingTopicError:
+            raise
+        except LogUnavailableError:
+            if time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
 
 async def delete_topics(connection: KafkaConnection, topics: Collection[str], *, epoch: int, prefix: str = "") -> None:
@@ -104,8 +116,12 @@ async def delete_topics(connection: KafkaConnection, topics: Collection[str], *,
         await admin.delete_topics([engine_topic(prefix, topic, epoch) for topic in topics])
 
 
-class MissingTopicError(LogUnavailableError):
-    """A topic does not exist, or has no leader yet."""
+class UnreadyTopicError(LogUnavailableError):
+    """A topic can't be used now: it has no leader yet, or Kafka can't say."""
+
+
+class MissingTopicError(UnreadyTopicError):
+    """A topic does not exist, as far as this broker knows."""
 
 
 async def _check(admin: AIOKafkaAdminClient, names: Mapping[str, int]) -> None:
@@ -121,7 +137,7 @@ async def _check(admin: AIOKafkaAdminClient, names: Mapping[str, int]) -> None:
                 f" set PARLEY_KAFKA_PARTITIONS={len(partitions)}"
             )
         if any(for_code(partition["error_code"]) is not NoError for partition in partitions):
-            raise MissingTopicError(f"topic {name} has partitions without a leader")
+            raise UnreadyTopicError(f"topic {name} has partitions without a leader")
     async with kafka_errors("looking at the topics' settings"):
         answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
     for answer in answers:
@@ -136,7 +152,7 @@ async def cluster_id(admin: AIOKafkaAdminClient) -> str:
 
 
 async def partition_count(admin: AIOKafkaAdminClient, name: str) -> int:
-    """Return how many partitions a topic has. Raises MissingTopicError, and what the client raises."""
+    """Return how many partitions a topic has. Raises UnreadyTopicError, and what the client raises."""
     (topic,) = await admin.describe_topics([name])
     return len(_partitions(name, topic))
 
@@ -146,7 +162,7 @@ def _partitions(name: str, topic: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if error is UnknownTopicOrPartitionError:
         raise MissingTopicError(f"topic {name} does not exist; `parley topics apply` makes it")
     if error is not NoError:
-        raise MissingTopicError(f"topic {name}: {error.__name__}")
+        raise UnreadyTopicError(f"topic {name}: {error.__name__}")
     partitions: list[Mapping[str, Any]] = topic["partitions"]
     return partitions
 

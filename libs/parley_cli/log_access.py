@@ -1,9 +1,7 @@
 """The log and the tables for tools: those of a data folder whose server has ended, or those of a cluster."""
 
-import asyncio
 import os
 import random
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +25,6 @@ from services.store.rows import TABLES
 from services.store.schema import SCHEMA
 
 _PATIENCE_SECONDS = 5.0  # for a cluster that does not answer: somebody waits at a terminal
-_LOOK_AGAIN_SECONDS = 0.2
 
 
 @asynccontextmanager
@@ -108,15 +105,8 @@ async def _open_kafka(environ: Mapping[str, str]) -> AsyncIterator[EventLog]:
 
 async def _partitions(settings: KafkaSettings, connection: KafkaConnection) -> int:
     """Return how many partitions the log was made with, unless that is set: who looks into one need not know it."""
-    from chassis.eventlog_kafka_topics import MissingTopicError, partitions_made
+    from chassis.eventlog_kafka_topics import partitions_made
 
     if "partitions" in settings.model_fields_set:
         return settings.partitions
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return await partitions_made(connection, COMMANDS, epoch=settings.log_epoch, prefix=settings.prefix)
-        except LogUnavailableError as error:
-            if isinstance(error, MissingTopicError) or time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+    return await partitions_made(connection, COMMANDS, epoch=settings.log_epoch, prefix=settings.prefix, seconds=_PATIENCE_SECONDS)

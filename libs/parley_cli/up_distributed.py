@@ -38,6 +38,7 @@ from services.store.config import StoreSettings
 
 CERTIFICATES_FOLDER: Final = "certs"
 _CERTIFIED_FOR: Final = timedelta(days=365)  # longer than anybody lets it run
+_PATIENCE_SECONDS: Final = 15.0  # for a Kafka that runs and can't yet say what a topic was made with
 
 SETTINGS: tuple[type[BaseSettings], ...] = (
     ProcessSettings, InternalSettings, *ALL_ENGINES, GatewaySettings, StoreSettings, RouterSettings,
@@ -108,7 +109,11 @@ def _partitions(environ: Mapping[str, str], workers: int) -> int:
     """
     settings = load_settings(KafkaSettings, environ)
     try:
-        return asyncio.run(partitions_made(settings.connection(), COMMANDS, epoch=settings.log_epoch, prefix=settings.prefix))
+        return asyncio.run(
+            partitions_made(
+                settings.connection(), COMMANDS, epoch=settings.log_epoch, prefix=settings.prefix, seconds=_PATIENCE_SECONDS
+            )
+        )
     except MissingTopicError:
         return workers
 

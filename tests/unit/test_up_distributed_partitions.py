@@ -3,13 +3,13 @@
 import pytest
 
 from chassis.eventlog import LogUnavailableError
-from chassis.eventlog_kafka_topics import MissingTopicError
+from chassis.eventlog_kafka_topics import MissingTopicError, UnreadyTopicError
 from parley_cli import up_distributed
 from parley_protocol.topics import COMMANDS
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, answer: int | Exception) -> int:
-    async def partitions_made(connection: object, topic: str, *, epoch: int, prefix: str) -> int:
+    async def partitions_made(connection: object, topic: str, *, epoch: int, prefix: str, seconds: float) -> int:
         assert (topic, epoch, prefix) == (COMMANDS, 3, "mine-")
         if isinstance(answer, Exception):
             raise answer
@@ -29,5 +29,6 @@ def test_a_new_log_gets_one_for_each_worker(monkeypatch):
 
 
 def test_a_log_that_does_not_answer_is_not_taken_for_a_new_one(monkeypatch):
-    with pytest.raises(LogUnavailableError, match="away"):
-        asked(monkeypatch, LogUnavailableError("away"))
+    for error in LogUnavailableError("away"), UnreadyTopicError("away"):
+        with pytest.raises(LogUnavailableError, match="away"):
+            asked(monkeypatch, error)
