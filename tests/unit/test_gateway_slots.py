@@ -157,6 +157,15 @@ def test_whoever_comes_after_nobody_was_there_is_a_newcomer():
     assert set(slots.plan(50.1 + SETTLE).release) == set(range(COUNT)) - FIRST
 
 
+def test_who_begins_together_shares_though_nobody_was_shown_at_first():
+    """Else each would take all that is free, since the others' time to settle ends a moment after his own."""
+    slots = gateway()
+    slots.on_instances([], 0.0)
+    slots.on_instances([ONE, TWO], 0.1)
+    slots.on_holders({}, 0.1)
+    assert set(slots.plan(SETTLE).acquire) == FIRST
+
+
 def test_one_that_drains_lets_all_go_and_takes_nothing():
     slots = owner()
     slots.draining = True
