@@ -25,6 +25,10 @@ SERVER_KEEPALIVE_TIMEOUT_MS: Final = 20_000
 MAX_IDLE_MS: Final = 120_000
 HANDSHAKE_TIMEOUT_MS: Final = 10_000  # who connects and says nothing goes after this, not after gRPC's 120 s
 MAX_STREAMS_PER_CONNECTION: Final = 1_000  # gateways share one connection to a store; gRPC's default has no bound
+# What a client may send ahead of a handler that does not read. As long as gRPC probes the bandwidth that is 4 MB and more, for each
+# of a device's streams. 64 KiB are slow from far (640 kB/s at 100 ms) for small messages only: of one whose reader waits gRPC lets
+# all the rest come, so it takes two round trips, however large. Clients do probe: what they hold is theirs, and pages are large.
+STREAM_WINDOW_BYTES: Final = 65_536
 MAX_RECONNECT_BACKOFF_MS: Final = 5_000  # gRPC's 120 s would keep a service away from one that is long back
 
 
@@ -59,6 +63,8 @@ def server_options(max_receive_bytes: int) -> Options:
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_connection_idle_ms", MAX_IDLE_MS),
         ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
         ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the connections
     ]
 

@@ -22,10 +22,9 @@ MAX_BYTES = 10_000
 SERVICE = "test.Behaviour"
 FLOOD_MESSAGES = 10_000  # far more than anything holds, and an end: nobody holding the writer is a test that fails, not all memory
 
-# gRPC lets a receiver's window grow to megabytes while it probes the bandwidth: how much is taken of a stream that nobody reads
-# would be the machine's matter. With these it stays what it is at first.
-WINDOW_BYTES = 65_536
-FIXED_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", WINDOW_BYTES)]
+# A client's window grows to megabytes while gRPC probes the bandwidth: how much it takes of a stream that nobody reads would be the
+# machine's matter. With these it stays what a server's is.
+FIXED_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", transport.STREAM_WINDOW_BYTES)]
 
 
 class Behaviours:
@@ -157,8 +156,8 @@ class Behaviours:
 class World:
     """A server with the behaviours and a channel to it."""
 
-    def __init__(self, behaviours, channel, stop):
-        self.behaviours, self.channel, self.stop = behaviours, channel, stop
+    def __init__(self, kind, behaviours, channel, stop):
+        self.kind, self.behaviours, self.channel, self.stop = kind, behaviours, channel, stop
 
     def unary(self, name):
         return self.channel.unary_unary(f"/{SERVICE}/{name}")
@@ -189,28 +188,27 @@ async def open_world(kind: str) -> AsyncIterator[World]:
             server_stack = await stack.enter_async_context(AsyncExitStack())
             running = await server_stack.enter_async_context(opening)
             channel = await stack.enter_async_context(open_channel(running.address, max_receive_bytes=2 * MAX_BYTES))
-            yield World(behaviours, channel, server_stack.aclose)
+            yield World(kind, behaviours, channel, server_stack.aclose)
         else:
             server = InProcessServer(max_receive_bytes=MAX_BYTES)
             behaviours.register(server)
             stack.push_async_callback(server.stop, 0.1)
             channel = await stack.enter_async_context(InProcessChannel(server, max_receive_bytes=2 * MAX_BYTES))
-            yield World(behaviours, channel, lambda: server.stop(0.1))
+            yield World(kind, behaviours, channel, lambda: server.stop(0.1))
 
 
-def fix_windows(patch: pytest.MonkeyPatch) -> None:
-    """Let sockets that are opened from now on take no more than `room` says."""
-    for user, name in (("chassis.server", "server_options"), ("chassis.channels", "channel_options")):
-        original = getattr(transport, name)
-        patch.setattr(f"{user}.{name}", lambda max_bytes, original=original: [*original(max_bytes), *FIXED_WINDOW])
+def fix_client_windows(patch: pytest.MonkeyPatch) -> None:
+    """Let channels that are opened from now on take no more than `room` says, as servers do."""
+    original = transport.channel_options
+    patch.setattr("chassis.channels.channel_options", lambda max_bytes: [*original(max_bytes), *FIXED_WINDOW])
 
 
 def room(kind: str, message_bytes: int) -> int:
-    """Return how many messages a stream takes at most that nobody reads, windows being fixed.
+    """Return how many messages a stream takes at most that nobody reads.
 
     On a socket that is a window, and what gRPC grants beyond it for the message that is being read: another at most.
     """
-    return 2 * WINDOW_BYTES // message_bytes if kind == "socket" else MAX_BUFFERED_MESSAGES
+    return 2 * transport.STREAM_WINDOW_BYTES // message_bytes if kind == "socket" else MAX_BUFFERED_MESSAGES
 
 
 async def at_rest(world: World, progress: Callable[[], int]) -> int:
