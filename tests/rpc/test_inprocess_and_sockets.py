@@ -249,7 +249,7 @@ async def test_a_reader_that_lags_holds_the_writer(kind, monkeypatch):
     async with open_world(kind) as world:
         call = world.stream("Flood")()
         assert len(await call.read()) == 1000
-        assert await at_rest(world, lambda: world.behaviours.sent) <= 1 + room(kind, 1000)
+        assert await at_rest(world, lambda: world.behaviours.sent) <= 1 + room(kind, 1000) < FLOOD_MESSAGES
         for _ in range(FLOOD_MESSAGES // 2):
             assert len(await call.read()) == 1000
         call.cancel()
