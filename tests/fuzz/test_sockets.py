@@ -1,16 +1,17 @@
 """Garbage on the public port itself, over a real socket: the server lives on and serves others, also meanwhile."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from random import Random
 
 import grpc
 import pytest
 
+from parley.api.v1.messaging_service_pb2 import ConnectRequest, ConnectResponse, Hello
 from tests.fuzz.edits import spoiled
 from tests.fuzz.targets import targets
-from tests.rpc.gateway_world import WAIT_SECONDS, Device, World, message, open_world, token
+from tests.rpc.gateway_world import WAIT_SECONDS, World, message, open_world, token
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -86,8 +87,10 @@ async def test_whatever_frames_a_device_sends_it_and_others_are_served_on():
 async def send_bad_frames(world: World, rng: Random, seeds: Sequence[bytes]) -> int:
     """Send frames until the stream ends, or 50; return how many."""
     device = world.stream(token("alice"))
-    await device.hello()
-    reading = asyncio.create_task(read_on(device))
+    await device.send(ConnectRequest(hello=Hello(device_id="d1")))
+    frames = aiter(device.call)
+    assert ConnectResponse.FromString(await anext(frames)).HasField("welcome")
+    reading = asyncio.create_task(read_on(frames))
     sent = 0
     with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
         while sent < 50 and not reading.done():
@@ -99,8 +102,9 @@ async def send_bad_frames(world: World, rng: Random, seeds: Sequence[bytes]) -> 
     return sent
 
 
-async def read_on(device: Device) -> None:
-    while await device.frame() is not None:
+async def read_on(frames: AsyncIterator[bytes]) -> None:
+    """Read to the end also when a write has failed: `call.read` would then leave unread what came before, and the call unended."""
+    async for _ in frames:
         pass
 
 

@@ -13,6 +13,7 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
+from chassis.call_tasks import CallTasks, noting_tasks
 from chassis.clock import SystemClock
 from chassis.embedded import EmbeddedEngines, open_embedded_engines
 from chassis.eventlog import EventLog
@@ -134,6 +135,7 @@ class World:
     channel: grpc.aio.Channel
     internal: InProcessServer
     calls: list[Any] = field(default_factory=list)
+    call_tasks: CallTasks = field(default_factory=dict)  # gRPC's own of these calls
 
     @property
     def stub(self) -> MessagingServiceStub:
@@ -142,7 +144,8 @@ class World:
     def stream(self, bearer: str | None, channel: grpc.aio.Channel | None = None) -> Device:
         """Open a Connect stream; no token without a bearer."""
         method = (channel or self.channel).stream_stream("/parley.api.v1.MessagingService/Connect")
-        call = method(metadata=auth(bearer) if bearer is not None else None, timeout=WAIT_SECONDS)
+        with noting_tasks(self.call_tasks):
+            call = method(metadata=auth(bearer) if bearer is not None else None, timeout=WAIT_SECONDS)
         self.calls.append(call)
         return Device(call)
 
@@ -151,6 +154,14 @@ class World:
         opened = self.stream(token(user))
         await opened.hello(device)
         return opened
+
+    async def end_calls(self) -> None:
+        """Cancel what was opened, and wait until gRPC has done with it: a call that was cancelled says at once that it is."""
+        for call in self.calls:
+            call.cancel()
+        async with asyncio.timeout(WAIT_SECONDS / 2):  # before their deadline, at which even those end that nobody reads
+            while self.call_tasks:
+                await asyncio.wait(list(self.call_tasks))
 
     def value(self, name: str, **labels: str) -> float:
         value = self.metrics.get_sample_value(name, labels)
@@ -263,6 +274,5 @@ async def open_world(
         try:
             yield world
         finally:
-            for call in world.calls:
-                call.cancel()
+            await world.end_calls()
             await gateway.drain()
